@@ -1,0 +1,33 @@
+# Two commands are all a newcomer needs: `make demo` and `make test`. Each installs what it needs into .venv first.
+
+PYTHON ?= python3
+PY := .venv/bin/python
+DEMO := runs/demo
+
+.PHONY: demo test install clean
+
+install: .venv/installed
+
+.venv/installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(PY) -m pip install --quiet --upgrade pip
+	$(PY) -m pip install --quiet --editable '.[dev]'
+	touch $@
+
+# The shipped model's pictures first; then the whole chain from scratch, which takes about ten minutes on two cores.
+demo: .venv/installed
+	$(PY) scripts/txt2img.py --from-file data/prompts.txt --outdir $(DEMO)/shipped --grid
+	$(PY) scripts/train_autoencoder.py --config configs/demo.yaml
+	$(PY) scripts/train_clip.py --config configs/demo.yaml
+	$(PY) scripts/cache_latents.py --config configs/demo.yaml
+	$(PY) scripts/train_ldm.py --config configs/demo.yaml
+	$(PY) scripts/txt2img.py --from-file data/prompts.txt --ckpt $(DEMO)/model --outdir $(DEMO)/images --grid
+
+test: .venv/installed
+	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
+	$(PY) -m mypy
+	$(PY) -m pytest -n 2
+
+clean:
+	rm -rf .venv runs outputs

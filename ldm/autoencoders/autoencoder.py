@@ -1,0 +1,99 @@
+"""The first stage: encoder -> bottleneck -> decoder, with the latents' measured mean and std in the weights.
+
+Legend: B batch, C latent channels, h w latent size, f = H / h downsampling factor.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from math import log2
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoders.blocks import decoder, encoder
+from ldm.autoencoders.bottlenecks import Code
+
+
+@dataclass
+class AutoencoderConfig:
+    """A convolutional autoencoder of factor ``patch * 2^(len(multipliers) - 1)``."""
+
+    channels: int = 4  # of the latent
+    width: int = 128  # channels of the first level
+    multipliers: list[int] = field(default_factory=lambda: [1, 2, 4, 4])  # of the width, one a level
+    blocks: int = 2  # residual blocks a level
+    patch: int = 1  # pixels folded into channels before the first convolution
+    attention: bool = True  # in the middle, at the lowest resolution
+
+    def __post_init__(self) -> None:
+        for name in ("channels", "width", "blocks", "patch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        if not self.multipliers or min(self.multipliers) < 1:
+            raise ValueError(f"multipliers {self.multipliers} must be whole numbers of at least 1, one a level")
+        if not log2(self.patch).is_integer():
+            raise ValueError(f"patch {self.patch} is not a power of two; try patch={2 ** round(log2(self.patch))}")
+
+    @property
+    def factor(self) -> int:
+        """How many pixels, along one side, become one latent position."""
+        return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    def build(self, bottleneck: nn.Module) -> "Autoencoder":
+        return Autoencoder(self, bottleneck)
+
+
+class Autoencoder(nn.Module):
+    """Images (B, 3, H, W) in [-1, 1] to unit-variance latents (B, C, H / f, W / f) and back."""
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, config: AutoencoderConfig, bottleneck: nn.Module) -> None:
+        super().__init__()
+        self.channels, self.factor = config.channels, config.factor
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        features: int = bottleneck.features  # type: ignore[assignment]
+        self.encoder = encoder(3, widths, config.blocks, config.attention, features, config.patch)
+        self.decoder = decoder(config.channels, widths, config.blocks, config.attention, 3, config.patch)
+        self.bottleneck = bottleneck
+        bottleneck.start(self.encoder[-1])  # type: ignore[operator]
+        self.register_buffer("mean", torch.zeros(config.channels, 1, 1))
+        self.register_buffer("std", torch.ones(config.channels, 1, 1))
+
+    def forward(self, image: Tensor) -> tuple[Tensor, Code]:
+        """The reconstruction (B, 3, H, W) and the raw code: the training pass."""
+        code: Code = self.bottleneck(self.encoder(image), image[0].numel())
+        return self.decoder(code.z), code
+
+    def encode(self, image: Tensor) -> Tensor:
+        """Unit-variance latents (B, C, H / f, W / f), the posterior's mean where there is one.
+
+        Raises:
+            ValueError: the image's sides are not multiples of the factor.
+        """
+        if image.shape[2] % self.factor or image.shape[3] % self.factor:
+            raise ValueError(
+                f"image of {image.shape[3]} x {image.shape[2]} pixels: sides must be multiples of {self.factor}"
+            )
+        z: Tensor = self.bottleneck.mode(self.encoder(image))  # type: ignore[operator]
+        return (z.float() - self.mean) / self.std
+
+    def decode(self, latent: Tensor) -> Tensor:
+        """Images (B, 3, f h, f w) in [-1, 1] from unit-variance latents (B, C, h, w)."""
+        image: Tensor = self.decoder(latent * self.std + self.mean)
+        return image.clamp(-1, 1)
+
+    @torch.no_grad()
+    def measure(self, images: Iterable[Tensor]) -> None:
+        """Set the latents' mean and std per channel from batches of ``images`` (B, 3, H, W)."""
+        count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
+        for image in images:
+            z = self.bottleneck.mode(self.encoder(image)).double().cpu()  # type: ignore[operator]
+            count += z.numel() // self.channels
+            total += z.sum(dim=(0, 2, 3))
+            squares += z.square().sum(dim=(0, 2, 3))
+        mean = total / count
+        std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+        self.mean.copy_(mean.view(-1, 1, 1))
+        self.std.copy_(std.view(-1, 1, 1))

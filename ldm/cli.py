@@ -1,0 +1,48 @@
+"""What the scripts share: the options of a run, and mistakes told in one line."""
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+from ldm.config import load, to_yaml
+from ldm.run import Run
+
+EXAMPLES = """
+values of the configuration are set by key=value after the options:
+  python scripts/{script} train_{stage}.steps=2000 train_{stage}.batch=32 out=runs/mine
+  python scripts/{script} --config configs/folder256.yaml data.path=~/pictures
+--print-config shows every key with its value.
+"""
+
+
+def run_script(stage: str, script: str, description: str, call: Callable[[Run, str], object]) -> None:
+    """Parse the options of a training script, then ``call`` it with the run and the device."""
+    parser = argparse.ArgumentParser(
+        prog=f"python scripts/{script}",
+        description=description,
+        epilog=EXAMPLES.format(script=script, stage=stage),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("overrides", nargs="*", metavar="key=value", help="a value of the configuration")
+    parser.add_argument("--config", metavar="FILE", help="a YAML file, see configs/; the shapes run when left out")
+    parser.add_argument("--device", default="", help="cpu, cuda, cuda:1, ...; the GPU if there is one when left out")
+    parser.add_argument("--print-config", action="store_true", help="print the whole configuration and leave")
+    args = parser.parse_intermixed_args()
+    with one_line_errors():
+        run = load(Run, args.config, args.overrides)
+        if args.print_config:
+            print(to_yaml(run), end="")
+            return
+        made = call(run, args.device)
+        print(f"written to {made}")
+
+
+@contextmanager
+def one_line_errors() -> Iterator[None]:
+    """A mistake of the user's ends the program with one line and status 2; a fault of ours keeps its traceback."""
+    try:
+        yield
+    except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
+        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)

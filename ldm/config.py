@@ -1,0 +1,194 @@
+"""Typed configuration: dataclass defaults < YAML file < ``key=value`` on the command line.
+
+A run is a dataclass of sections, each a dataclass itself. A swappable section is declared with ``choice(TABLE, ...)``
+and written ``{name: dit, width: 512}``; the table maps the name to a dataclass, never to an import path, so that a
+configuration from a stranger cannot run code. Everything is checked before anything is built.
+"""
+
+from collections.abc import Mapping
+from dataclasses import asdict, field, fields, is_dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
+
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+Table = Mapping[str, type]
+T = TypeVar("T")
+
+
+class ConfigError(ValueError):
+    """A mistake in a configuration; its message is one line that names the key and the way out."""
+
+
+def choice(table: Table, name: str, **overrides: Any) -> Any:
+    """A dataclass field for a swappable section, ``table[name]`` by default."""
+    return field(default_factory=lambda: table[name](**overrides), metadata={"table": table})
+
+
+def section(kind: type[T], **overrides: Any) -> T:
+    """A dataclass field for a fixed section; typed as what it holds, as ``dataclasses.field`` is."""
+    made: Any = field(default_factory=lambda: kind(**overrides))
+    return made
+
+
+def nearest(name: str, names: list[str]) -> str:
+    """``did you mean ...?`` for a misspelt name, or the whole list where nothing is near."""
+    close = get_close_matches(str(name), names, n=1)
+    return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
+
+
+def choose(table: Table, node: Any, key: str, default: Any = None) -> Any:
+    """The dataclass that ``node`` ({name: ..., field: ...}, or just the name) asks of ``table``, checked."""
+    node = {"name": node} if isinstance(node, str) else dict(node or {})
+    default_name = name_in(table, default) if default is not None else None
+    name = node.pop("name", default_name)
+    if name not in table:
+        raise ConfigError(f"{key}.name: no '{name}' here; {nearest(name, list(table))}")
+    base = default if name == default_name else table[name]()
+    return _typed(base, node, key)
+
+
+def name_in(table: Table, value: Any) -> str:
+    """The name under which ``table`` lists the class of ``value``."""
+    return next(name for name, kind in table.items() if type(value) is kind)
+
+
+def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:
+    """A ``kind`` filled from its defaults, the YAML file at ``path`` and ``key=value`` overrides, fully checked."""
+    given = _read(Path(path)) if path is not None else {}
+    for override in overrides:
+        _override(given, override)
+    return from_dict(kind, given)
+
+
+def from_dict(kind: type[T], given: dict[str, Any]) -> T:
+    """A ``kind`` from nested plain values; every section is checked."""
+    defaults: Any = kind()
+    known = {f.name: f for f in fields(defaults)}
+    _refuse_interpolation(given)
+    sections: dict[str, Any] = {}
+    plain: dict[str, Any] = {}
+    for key, node in given.items():
+        if key not in known:
+            raise ConfigError(f"unknown section '{key}'; {nearest(key, list(known))}")
+        default = getattr(defaults, key)
+        table = known[key].metadata.get("table")
+        if table is not None:
+            sections[key] = choose(table, node, key, default)
+        elif is_dataclass(default):
+            if not isinstance(node, dict):
+                raise ConfigError(f"{key}: a section of keys is wanted here, not {node!r}")
+            sections[key] = _typed(default, node, key)
+        else:
+            plain[key] = node
+    scalars = {
+        f.name: getattr(defaults, f.name) for f in fields(defaults) if not is_dataclass(getattr(defaults, f.name))
+    }
+    hints = get_type_hints(kind)
+    for key, node in plain.items():
+        scalars[key] = _scalar(node, hints[key], key)
+    return kind(**{**{f.name: getattr(defaults, f.name) for f in fields(defaults)}, **scalars, **sections})
+
+
+def to_dict(run: Any) -> dict[str, Any]:
+    """``run`` as nested plain values that ``from_dict`` reads back; swappable sections carry their name first."""
+    made: dict[str, Any] = {}
+    for f in fields(run):
+        value = getattr(run, f.name)
+        if is_dataclass(value) and not isinstance(value, type):
+            table = f.metadata.get("table")
+            made[f.name] = {**({"name": name_in(table, value)} if table else {}), **asdict(value)}
+        else:
+            made[f.name] = value
+    return made
+
+
+def to_yaml(run: Any) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.create(to_dict(run)))
+
+
+def _read(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        near = [str(p) for p in path.parent.glob("*.yaml")] if path.parent.is_dir() else []
+        raise ConfigError(f"no configuration file {path}" + (f"; {nearest(str(path), near)}" if near else ""))
+    try:
+        node = OmegaConf.load(path)
+        given = OmegaConf.to_container(node, resolve=False)
+    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{path}, line {mark.line + 1}" if mark else str(path)
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or str(error).splitlines()[0]}") from error
+    if not isinstance(given, dict) or not given:
+        raise ConfigError(f"{path}: the file is empty or not a table of sections")
+    return {str(key): value for key, value in given.items()}
+
+
+def _override(given: dict[str, Any], text: str) -> None:
+    """Merge one ``section.key=value`` into ``given``; a section given by its name alone replaces the section."""
+    key, equals, _ = text.partition("=")
+    if not equals or not key:
+        raise ConfigError(f"'{text}' is not an override; write key=value, e.g. train_ldm.steps=1000")
+    parts = key.split(".")
+    try:
+        value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text.partition('=')[2]}"]))["value"]  # type: ignore[index, call-overload]
+    except (YAMLError, OmegaConfBaseException) as error:
+        raise ConfigError(f"'{text}': the value is not readable as YAML") from error
+    if len(parts) == 1 or parts[1] == "name":
+        given[parts[0]] = {"name": value} if len(parts) > 1 else value
+        return
+    node = given.setdefault(parts[0], {})
+    if isinstance(node, str):
+        node = given[parts[0]] = {"name": node}
+    if not isinstance(node, dict):
+        raise ConfigError(f"{parts[0]} is a value, not a section; it has no '{'.'.join(parts[1:])}'")
+    node[".".join(parts[1:])] = value
+
+
+def _refuse_interpolation(node: Any, key: str = "") -> None:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            _refuse_interpolation(value, f"{key}.{name}".lstrip("."))
+    elif isinstance(node, list):
+        for value in node:
+            _refuse_interpolation(value, key)
+    elif isinstance(node, str) and "${" in node:
+        raise ConfigError(f"{key}: '{node}' is an interpolation, which configurations may not hold; write the value")
+
+
+def _typed(base: Any, given: dict[str, Any], key: str) -> Any:
+    """A copy of the dataclass instance ``base`` with ``given`` laid over it, types checked by OmegaConf."""
+    names = [f.name for f in fields(base)]
+    for name in given:
+        if name not in names:
+            raise ConfigError(f"{key}.{name}: no such key; {nearest(name, names)}")
+    for name, value in given.items():
+        if value is None and getattr(base, name) is not None and "None" not in str(get_type_hints(type(base))[name]):
+            raise ConfigError(f"{key}.{name}: null is not allowed here; leave the key out for {getattr(base, name)!r}")
+    try:
+        node = OmegaConf.merge(OmegaConf.structured(base), given)
+        return OmegaConf.to_object(node)
+    except OmegaConfBaseException as error:  # a value of a wrong type
+        wrong = getattr(error, "full_key", None) or getattr(error, "key", None)
+        raise ConfigError(
+            f"{key}.{wrong}: {_first_line(error)}" if wrong else f"{key}: {_first_line(error)}"
+        ) from error
+    except ValueError as error:  # raised by a dataclass's own checks
+        raise ConfigError(f"{key}: {_first_line(error)}") from error
+
+
+def _scalar(value: Any, kind: Any, key: str) -> Any:
+    if kind is bool and isinstance(value, bool):
+        return value
+    if kind is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if kind in (int, str) and isinstance(value, kind) and not isinstance(value, bool):
+        return value
+    raise ConfigError(f"{key}: {value!r} is not {'an' if kind is int else 'a'} {getattr(kind, '__name__', kind)}")
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).splitlines()[0]

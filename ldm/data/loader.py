@@ -1,0 +1,80 @@
+"""Batches in an order that is a pure function of (seed, step, rank): a resumed run reads on where it stopped."""
+
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch.utils.data import DataLoader, IterableDataset
+from torch.utils.data import Sampler as TorchSampler
+
+from ldm.types import Batch, Key, Sample
+
+
+class StepSampler(TorchSampler[list[Key]]):
+    """An endless run of batches of keys, each epoch a permutation of its own; ``start`` is the first batch's number."""
+
+    def __init__(self, length: int, batch: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1) -> None:
+        if length < 1:
+            raise ValueError("the data set is empty; there is nothing to train on")
+        self.length, self.batch, self.seed = length, batch, seed
+        self.start, self.rank, self.world = start, rank, world
+
+    def __iter__(self) -> Iterator[list[Key]]:
+        number, shuffled, order = self.start, -1, torch.empty(0)
+        while True:
+            first = (number * self.world + self.rank) * self.batch
+            keys = []
+            for position in range(first, first + self.batch):
+                epoch, place = divmod(position, self.length)
+                if epoch != shuffled:
+                    generator = torch.Generator().manual_seed(self.seed * 1_000_003 + epoch)
+                    shuffled, order = epoch, torch.randperm(self.length, generator=generator)
+                keys.append(Key(epoch, int(order[place])))
+            yield keys
+            number += 1
+
+
+def batches(
+    dataset: Any, batch: int, *, seed: int, start: int = 0, rank: int = 0, world: int = 1, workers: int = 0
+) -> Iterator[Any]:
+    """Endless training batches from a map-style data set, or from a stream, which shuffles and splits by itself.
+
+    A data set whose samples are not ``Sample`` brings its own ``collate``.
+    """
+    if isinstance(dataset, IterableDataset):
+        loader = _loader(dataset, workers, batch_size=batch, drop_last=True)
+        while True:
+            yield from loader
+    sampler = StepSampler(len(dataset), batch, seed=seed, start=start, rank=rank, world=world)
+    yield from _loader(dataset, workers, batch_sampler=sampler)
+
+
+def first_batches(dataset: Any, batch: int, count: int, workers: int = 0) -> Iterator[Any]:
+    """The first ``count`` samples, or all where there are fewer, in order and as in epoch 0, batches of ``batch``."""
+    if isinstance(dataset, IterableDataset):
+        for loaded in _loader(dataset, workers, batch_size=batch):
+            yield Batch(loaded.image[:count], loaded.captions[:count])
+            count -= len(loaded.captions)
+            if count <= 0:
+                return
+        return
+    keys = [Key(0, index) for index in range(min(count, len(dataset)))]
+    yield from _loader(dataset, workers, batch_sampler=[keys[i : i + batch] for i in range(0, len(keys), batch)])
+
+
+def _loader(dataset: Any, workers: int, **order: Any) -> DataLoader[Any]:
+    return DataLoader(
+        dataset,
+        num_workers=workers,
+        collate_fn=getattr(dataset, "collate", collate),
+        pin_memory=torch.cuda.is_available(),
+        # a forked worker inherits the locks of its parent's threads; a fork server's has none
+        multiprocessing_context="forkserver" if workers and sys.platform != "win32" else None,
+        **order,
+    )
+
+
+def collate(samples: list[Sample]) -> Batch:
+    """Samples stacked to one batch."""
+    return Batch(torch.stack([sample.image for sample in samples]), [sample.caption for sample in samples])

@@ -1,0 +1,186 @@
+"""The shapes world: what a caption states, and a scene in which the statement is true.
+
+A ``Statement`` says some of a scene; what it leaves out is ``None`` and free. Statement first, then caption and scene
+from it, so that every caption is true of its picture by construction. Lengths are pixels of a 64 x 64 picture.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+
+BACKGROUNDS = {"black": (20, 20, 20), "gray": (110, 110, 110), "white": (245, 245, 245), "navy": (20, 30, 70)}
+COLORS = {
+    "red": (220, 40, 40),
+    "orange": (245, 140, 40),
+    "yellow": (240, 210, 50),
+    "green": (50, 170, 70),
+    "cyan": (70, 200, 220),
+    "blue": (50, 90, 220),
+    "purple": (150, 60, 190),
+    "pink": (245, 130, 190),
+}
+SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
+SIZES = {"small": (7.0, 9.0), "large": (13.0, 17.0)}  # radius of the circumscribed circle
+COUNTS = {2: "two", 3: "three", 4: "four"}
+RELATIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}  # direction from B to A, y downward
+WORDINGS = {
+    "left": ("left of", "to the left of"),
+    "right": ("right of", "to the right of"),
+    "above": ("above", "over"),
+    "below": ("below", "under"),
+}
+SIDE = 64.0
+MARGIN = 2.0  # free pixels to the border and between the circles around two objects
+RELATION_GAP = 16.0  # least distance of two related centres along the relation's axis
+
+Pair = tuple[str, str]  # (shape, colour)
+HELD_OUT: tuple[Pair, ...] = tuple(
+    (shape, color) for i, shape in enumerate(SHAPES) for j, color in enumerate(COLORS) if (i + j) % 8 == 0
+)
+TRAINED: tuple[Pair, ...] = tuple((s, c) for s in SHAPES for c in COLORS if (s, c) not in HELD_OUT)
+
+
+@dataclass(frozen=True)
+class Thing:
+    """What is said of one object; ``None`` leaves the attribute free."""
+
+    shape: str
+    color: str | None = None
+    size: str | None = None
+
+
+@dataclass(frozen=True)
+class Statement:
+    """What a caption says: ``count`` like things, or two things (``relation`` is A's place as seen from B)."""
+
+    things: tuple[Thing, ...]
+    count: int = 1
+    relation: str | None = None
+    background: str | None = None
+
+
+@dataclass(frozen=True)
+class Object:
+    shape: str
+    color: str
+    size: str
+    x: float  # centre, pixels, y grows downward
+    y: float
+    r: float  # radius of the circumscribed circle
+
+
+@dataclass(frozen=True)
+class Scene:
+    background: str
+    objects: tuple[Object, ...]
+
+
+def draw_statement(rng: np.random.Generator, pairs: tuple[Pair, ...] = TRAINED) -> Statement:
+    """A random statement over the (shape, colour) ``pairs``: one object, like objects, two joined, or two related."""
+    form = rng.choice(("one", "like", "and", "relation"), p=(0.2, 0.2, 0.2, 0.4))
+    number = 2 if form in ("and", "relation") else 1
+    things: list[Thing] = []
+    while len(things) < number:
+        shape, color = pairs[rng.integers(len(pairs))]
+        thing = Thing(
+            shape,
+            color if rng.random() < 0.85 else None,
+            str(rng.choice(list(SIZES))) if rng.random() < 0.3 else None,
+        )
+        if thing not in things:  # "a star and a star" would be a count
+            things.append(thing)
+    return Statement(
+        tuple(things),
+        count=int(rng.choice(list(COUNTS))) if form == "like" else 1,
+        relation=str(rng.choice(list(RELATIONS))) if form == "relation" else None,
+        background=str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.3 else None,
+    )
+
+
+def caption(statement: Statement, rng: np.random.Generator) -> str:
+    """A lower-case wording of ``statement``, e.g. "a small red star to the left of a ring on a navy background"."""
+    phrases = [_phrase(thing, statement.count) for thing in statement.things]
+    if statement.relation is not None:
+        text = f" {rng.choice(WORDINGS[statement.relation])} ".join(phrases)
+    else:
+        text = " and ".join(phrases)
+    if rng.random() < 0.2:
+        text = f"a picture of {text}"
+    if statement.background is not None:
+        text = f"{text} on a {statement.background} background"
+    return text
+
+
+def draw_scene(statement: Statement, rng: np.random.Generator, pairs: tuple[Pair, ...] = TRAINED) -> Scene:
+    """A random scene in which ``statement`` is true; a colour that it leaves free stays within ``pairs``.
+
+    Raises:
+        ValueError: the statement asks for what does not fit into the picture.
+    """
+    background = statement.background or str(rng.choice(list(BACKGROUNDS)))
+    things = statement.things * statement.count
+    colors = {thing: thing.color or _free_color(thing.shape, rng, pairs) for thing in statement.things}
+    for attempt in range(1_000):
+        sizes = [thing.size or str(rng.choice(list(SIZES))) for thing in things]
+        place = _place if attempt < 20 or statement.relation else _place_in_quadrants
+        places = place([SIZES[size] for size in sizes], statement.relation, rng)
+        if places is not None:
+            objects = (
+                Object(thing.shape, colors[thing], size, *place)
+                for thing, size, place in zip(things, sizes, places, strict=True)
+            )
+            return Scene(background, tuple(objects))
+    raise ValueError(f"no room for {statement}; ask for at most 4 objects")
+
+
+def _phrase(thing: Thing, count: int) -> str:
+    words = [word for word in (thing.size, thing.color) if word]
+    if count > 1:
+        return " ".join([COUNTS[count], *words, thing.shape + ("es" if thing.shape == "cross" else "s")])
+    words.append(thing.shape)
+    return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+
+def _free_color(shape: str, rng: np.random.Generator, pairs: tuple[Pair, ...]) -> str:
+    allowed = [color for color in COLORS if (shape, color) in pairs]
+    return str(rng.choice(allowed))
+
+
+def _place(
+    ranges: list[tuple[float, float]], relation: str | None, rng: np.random.Generator
+) -> list[tuple[float, float, float]] | None:
+    """(x, y, r) of every object, or ``None`` where they found no room in a few tries."""
+    placed: list[tuple[float, float, float]] = []
+    for low, high in ranges:
+        for _ in range(20):
+            r = rng.uniform(low, high)
+            x, y = rng.uniform(r + MARGIN, SIDE - r - MARGIN, size=2)
+            if all(np.hypot(x - px, y - py) >= r + pr + MARGIN for px, py, pr in placed):
+                placed.append((float(x), float(y), float(r)))
+                break
+        else:
+            return None
+    return placed if relation is None or related(placed[0][:2], placed[1][:2], relation) else None
+
+
+def _place_in_quadrants(
+    ranges: list[tuple[float, float]], _: str | None, rng: np.random.Generator
+) -> list[tuple[float, float, float]] | None:
+    """Like ``_place`` with a quarter of the picture for each object: four large ones hardly ever fit by chance."""
+    if len(ranges) > 4:
+        return None
+    cell = SIDE / 2 - 1.5 * MARGIN  # the border's margin, and half of the one between neighbours
+    placed = []
+    for quadrant, (low, high) in zip(rng.permutation(4), ranges, strict=False):
+        r = rng.uniform(low, min(high, cell / 2))
+        x, y = rng.uniform(r, cell - r, size=2) + MARGIN + np.array(divmod(quadrant, 2)) * (cell + MARGIN)
+        placed.append((float(x), float(y), float(r)))
+    return placed
+
+
+def related(a: tuple[float, float], b: tuple[float, float], relation: str) -> bool:
+    """Whether the centre ``a`` lies ``relation`` of ``b``: far enough, and along the axis of larger displacement."""
+    dx, dy = a[0] - b[0], a[1] - b[1]
+    sx, sy = RELATIONS[relation]
+    along, across = (dx * sx, abs(dy)) if sx else (dy * sy, abs(dx))
+    return along >= RELATION_GAP and along > across

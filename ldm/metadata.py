@@ -1,0 +1,97 @@
+"""Images that say how they were made: numbered files, and settings inside each PNG that draw it again."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image, UnidentifiedImageError
+from PIL.PngImagePlugin import PngInfo
+
+CHUNK = "ldm"  # the PNG text chunk with the settings as JSON; "parameters" holds them as A1111's web UI writes them
+
+
+@dataclass(frozen=True)
+class Settings:
+    """All that it takes to draw one image again, given the model."""
+
+    prompt: str
+    negative_prompt: str
+    seed: int
+    height: int
+    width: int
+    sampler: str
+    steps: int
+    scale: float
+    eta: float
+    precision: str
+    model: str  # the model folder's name
+    model_hash: str  # of the model folder's manifest
+
+    def parameters(self) -> str:
+        """The settings in the text form of A1111's web UI, which image browsers read."""
+        negative = f"\nNegative prompt: {self.negative_prompt}" if self.negative_prompt else ""
+        return (
+            f"{self.prompt}{negative}\nSteps: {self.steps}, Sampler: {self.sampler.upper()}, "
+            f"CFG scale: {self.scale:g}, Seed: {self.seed}, Size: {self.width}x{self.height}, "
+            f"Model hash: {self.model_hash}, Model: {self.model}, Eta: {self.eta:g}"
+        )
+
+
+def save_image(image: Image.Image, settings: Settings, folder: Path, number: int) -> tuple[Path, int]:
+    """Write ``image`` under the first free number from ``number`` on; returns the path and that number.
+
+    The file is made exclusively, so an image that another program writes meanwhile is not overwritten.
+    """
+    info = PngInfo()
+    info.add_itxt("parameters", settings.parameters())
+    info.add_itxt(CHUNK, json.dumps(asdict(settings), ensure_ascii=False))
+    while True:
+        path = folder / f"{number:05d}.png"
+        try:
+            file = path.open("xb")
+        except FileExistsError:
+            number += 1
+            continue
+        try:
+            with file:
+                image.save(file, format="PNG", pnginfo=info)
+        except BaseException:
+            path.unlink(missing_ok=True)
+            raise
+        return path, number
+
+
+def next_number(folder: Path) -> int:
+    """One more than the highest number among the folder's images."""
+    numbers = [int(path.stem) for path in folder.glob("*.png") if path.stem.isascii() and path.stem.isdigit()]
+    return max(numbers, default=-1) + 1
+
+
+def read_settings(path: Path) -> Settings:
+    """The settings inside an image that this program wrote.
+
+    Raises:
+        ValueError: the file is no image, or holds no such settings.
+    """
+    try:
+        with Image.open(path) as image:
+            image.load()  # text chunks may follow the pixels
+            text = getattr(image, "text", {}).get(CHUNK)
+    except (OSError, UnidentifiedImageError) as error:
+        raise ValueError(f"{path} is not a readable image ({error})") from error
+    if text is None:
+        raise ValueError(f"{path} holds no settings of this program; only images that txt2img.py wrote do")
+    try:
+        return _checked(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: the settings in it are damaged ({error})") from error
+
+
+def _checked(values: dict[str, Any]) -> Settings:
+    settings = Settings(**values)
+    for name, kind in Settings.__annotations__.items():
+        value = getattr(settings, name)
+        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+            raise ValueError(f"{name} is {value!r}")
+    return settings

@@ -1,0 +1,183 @@
+"""The stages of a run, put together: what each training script and the cache script build and where they write it.
+
+    <out>/autoencoder/   the first stage          <out>/cache/      latents and text states
+    <out>/text/          the text encoder         <out>/model/      everything that txt2img needs
+    <out>/training/<stage>/  log, sample grids, curves, and the checkpoints that a run resumes from
+
+A stage that the run has not trained is taken from the shipped model, and it is said so.
+"""
+
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.utils.data import IterableDataset
+from tqdm import tqdm
+
+from ldm.autoencoders import Autoencoder
+from ldm.config import to_yaml
+from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
+from ldm.data.loader import first_batches
+from ldm.folders import (
+    build_denoiser,
+    load_autoencoder,
+    load_text,
+    save_autoencoder,
+    save_model,
+    save_text,
+    shipped_model,
+)
+from ldm.run import Run
+from ldm.text.clip import ClipText
+from ldm.text.vocabulary import Vocabulary
+from ldm.training.autoencoder import AutoencoderTask
+from ldm.training.checkpoint import whole_folder
+from ldm.training.clip import ClipTask
+from ldm.training.denoiser import DenoiserTask
+from ldm.training.loop import train
+from ldm.training.optim import TrainConfig
+
+VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
+
+
+def train_autoencoder(run: Run, device: str = "") -> Path:
+    """Train the first stage; returns its folder."""
+    config, out = run.train_autoencoder, Path(run.out)
+    torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
+    network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
+    _say(network, "autoencoder")
+    data = run.data.build("train"), run.data.build("val")
+    task = AutoencoderTask(network, run.reconstruction, *data, config)
+
+    def export(averaged: nn.Module) -> None:
+        assert isinstance(averaged, Autoencoder)
+        task.measure(averaged)
+        save_autoencoder(averaged, run, out / "autoencoder")
+
+    train(task, config, _training(run, task.name), export=export, described=to_yaml(run), device=device)
+    return out / "autoencoder"
+
+
+def train_clip(run: Run, device: str = "") -> Path:
+    """Train a text encoder of the run's own sizes on image-caption pairs; returns its folder."""
+    config, out = run.train_clip, Path(run.out)
+    torch.manual_seed(config.seed)
+    data = run.data.build("train"), run.data.build("val")
+    vocabulary = Vocabulary.of(_captions(data[0], config))
+    task = ClipTask(run.text, vocabulary, run.data.size, *data, config)
+    _say(task.network, "clip", f"a vocabulary of {len(vocabulary)} tokens")
+
+    def export(averaged: nn.Module) -> None:
+        save_text(ClipText.from_clip(averaged, run.text, vocabulary), out / "text")
+
+    train(task, config, _training(run, task.name), export=export, described=to_yaml(run), device=device)
+    return out / "text"
+
+
+def train_ldm(run: Run, device: str = "") -> Path:
+    """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
+    config, out = run.train_ldm, Path(run.out)
+    torch.manual_seed(config.seed)
+    train_data, val = run.data.build("train"), run.data.build("val")
+    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+    run, autoencoder, text = frozen_stages(run, on)
+    network = build_denoiser(run, autoencoder, text)
+    _say(network, "denoiser")
+    if cache_pays(run, train_data):
+        train_data = cache_latents(run, autoencoder, text, train_data)
+    task = DenoiserTask(
+        network, autoencoder, text, run.schedule.build(), run.process, run.sample, train_data, val, config
+    )
+
+    def export(averaged: nn.Module) -> None:
+        save_model(averaged, autoencoder, text, run, out / "model")
+
+    train(task, config, _training(run, task.name), export=export, described=to_yaml(run), device=device)
+    return out / "model"
+
+
+def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
+    """The autoencoder and the text encoder that the denoiser builds on, and the run as it is with them."""
+    folder = _stage(run, "autoencoder", "scripts/train_autoencoder.py")
+    autoencoder, made_by = load_autoencoder(folder, device)
+    run = replace(run, autoencoder=made_by.autoencoder, bottleneck=made_by.bottleneck)
+    if run.text.model:
+        text = run.text.build(run.data.size).to(device)
+    else:
+        text = load_text(_stage(run, "text", "scripts/train_clip.py"), device)
+    return run, autoencoder, text
+
+
+def cache_pays(run: Run, data: Any) -> bool:
+    """Whether to train from a cache: if asked to, or if each image, always the same, is met at least once."""
+    if run.cache.use != "auto":
+        return run.cache.use == "always"
+    if isinstance(data, IterableDataset) or not data.fixed:
+        return False
+    config = run.train_ldm
+    return config.steps * config.batch * config.accumulate >= len(data)
+
+
+def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any) -> LatentDataset:
+    """The run's latent cache, written now or, where it matches, read again.
+
+    Raises:
+        StaleCache: the cache that is there was made by something else.
+        ValueError: the data cannot be cached.
+    """
+    if isinstance(data, IterableDataset):
+        raise ValueError("a stream has no end and cannot be cached; set cache.use=never, or use data.name=shards")
+    folder = Path(run.out) / "cache"
+    fingerprint = {
+        "autoencoder": _fingerprint(autoencoder),
+        "text encoder": _fingerprint(text),
+        "data set": data.fingerprint(),
+    }
+    if (folder / DESCRIPTION).exists():
+        check_cache(folder, fingerprint)
+        print(f"latents: the cache in {folder} matches and is used again")
+        return LatentDataset(folder)
+    device = next(autoencoder.parameters()).device
+
+    def encode(images: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return autoencoder.encode(images.to(device))
+
+    samples = first_batches(data, run.cache.batch, len(data), workers=run.train_ldm.workers)
+    bar = tqdm(samples, desc="latents", total=-(-len(data) // run.cache.batch), unit="batch", dynamic_ncols=True)
+    with whole_folder(folder) as staged:
+        write_cache(staged, iter(bar), encode, text, fingerprint, run.cache)
+    return LatentDataset(folder)
+
+
+def _stage(run: Run, name: str, script: str) -> Path:
+    folder = Path(run.out) / name
+    if folder.is_dir():
+        return folder
+    print(f"{folder} is not there: taking the shipped model's {name} ({script} trains one of this run's own)")
+    return shipped_model() / name
+
+
+def _training(run: Run, stage: str) -> Path:
+    return Path(run.out) / "training" / stage
+
+
+def _say(network: nn.Module, name: str, more: str = "") -> None:
+    count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+    print(f"{name}: {count / 1e6:.2f} M parameters" + (f", {more}" if more else ""))
+
+
+def _captions(data: Any, config: TrainConfig) -> list[str]:
+    return [caption for batch in first_batches(data, config.batch, VOCABULARY_SAMPLES) for caption in batch.captions]
+
+
+def _fingerprint(network: nn.Module) -> str:
+    """A short hash of all weights and buffers."""
+    digest = sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]

@@ -1,0 +1,297 @@
+"""CLIP's text tower as the denoiser's text encoder (Radford et al. 2021, arXiv:2103.00020), on open_clip's modules.
+
+It comes by name and tag, by name and local file, or in sizes of our own with weights to be trained.
+
+Legend: B captions, L tokens of the batch's longest caption, D width, P pooled width.
+"""
+
+import json
+import warnings
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from ldm.config import nearest
+from ldm.text.vocabulary import NUM_IDS, Vocabulary
+from ldm.types import Condition
+
+if TYPE_CHECKING:
+    from open_clip import CLIP
+
+STATES = ("last", "penultimate")
+NOT_TEXT = ("visual.", "logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
+
+
+@dataclass
+class ClipConfig:
+    """A CLIP text encoder: a named model's, with its weights, or one of our own sizes."""
+
+    model: str = ""  # open_clip's name of a model, e.g. ViT-L-14; empty for one of the sizes below
+    pretrained: str = ""  # tag of the named model's weights, e.g. openai; downloaded unless in the Hub's local cache
+    weights: str = ""  # file read in place of a download; the tag, if given too, still settles the activation
+    states: str = "last"  # block whose output the tokens are: last, or penultimate as in Stable Diffusion 2
+    width: int = 192  # channels of the text tower
+    layers: int = 4  # blocks of the text tower
+    heads: int = 3  # attention heads of a text block
+    context_length: int = 32  # tokens, with start and end of text
+    embed_dim: int = 192  # channels of the space that captions and images share: the pooled width
+    vision_width: int = 192  # channels of the image tower, which is there in training only
+    vision_layers: int = 4  # blocks of the image tower
+    vision_heads: int = 3  # attention heads of an image block
+    vision_patch: int = 8  # side of an image token, pixels
+
+    def __post_init__(self) -> None:
+        if self.states not in STATES:
+            raise ValueError(f"states: no '{self.states}' here; {nearest(self.states, list(STATES))}")
+        if self.model and not (self.pretrained or self.weights):
+            raise ValueError(
+                f"model {self.model} has no weights; name a tag (pretrained=openai) or a file (weights=...)"
+            )
+        if not self.model and (self.pretrained or self.weights):
+            raise ValueError(
+                f"no model for the weights '{self.weights or self.pretrained}'; name it, e.g. model=ViT-L-14"
+            )
+        least = {"context_length": 3, "layers": 1 + STATES.index(self.states)}
+        for name, value in asdict(self).items():
+            if isinstance(value, int) and value < least.get(name, 1):
+                raise ValueError(f"{name} {value} is too small; at least {least.get(name, 1)}")
+        for tower in ("", "vision_"):
+            width, heads = getattr(self, f"{tower}width"), getattr(self, f"{tower}heads")
+            if width % heads:
+                wider = -(-width // heads) * heads
+                raise ValueError(f"{tower}width {width} is not divisible by {tower}heads {heads}; try {wider}")
+
+    def build(self, image_size: int = 64) -> "ClipText":
+        """The named model's text tower with its weights, or one of our own with random weights and CLIP's whole table.
+
+        Raises ValueError where the model or tag is unknown, or its weights are neither here nor to be fetched.
+        """
+        return _named(self) if self.model else ClipText.from_clip(build_clip(self, image_size), self)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """What a text tower is built from, beside its vocabulary and weights."""
+
+    width: int
+    layers: int
+    heads: int
+    context_length: int
+    embed_dim: int
+    states: str = "last"
+    quick_gelu: bool = False  # x * sigmoid(1.702 x) for GELU, as OpenAI's weights were trained with
+
+
+class ClipText(nn.Module):
+    """CLIP's text tower, frozen: captions in, a ``Condition`` out.
+
+    ``width`` is D, ``pooled_width`` P, and ``truncated`` counts the captions cut to ``context_length`` so far.
+    """
+
+    def __init__(self, architecture: Architecture, vocabulary: Vocabulary | None = None) -> None:
+        # importing open_clip takes seconds, which a script's --help should not wait for
+        from open_clip.transformer import QuickGELU, TextTransformer
+
+        super().__init__()
+        self.architecture = architecture
+        self.vocabulary = vocabulary or Vocabulary()
+        self.width = architecture.width
+        self.pooled_width = architecture.embed_dim
+        self.context_length = architecture.context_length
+        self.truncated = 0
+        self.tower = TextTransformer(
+            context_length=architecture.context_length,
+            vocab_size=len(self.vocabulary),
+            width=architecture.width,
+            heads=architecture.heads,
+            layers=architecture.layers,
+            output_dim=architecture.embed_dim,
+            act_layer=QuickGELU if architecture.quick_gelu else nn.GELU,
+        )
+        self.requires_grad_(False).eval()
+
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """Rows of the token table (B, context_length), int64, zeros after the end of text."""
+        rows, truncated = self.vocabulary.tokenize(captions, self.context_length)
+        self.truncated += truncated
+        return rows
+
+    @torch.no_grad()
+    def forward(self, captions: list[str]) -> Condition:
+        """Tokens (B, L, D) after the final norm, pooled (B, P) not normalised, mask (B, L) from start to end of text.
+
+        The penultimate block's tokens pass the final norm too, as Stable Diffusion 2's do; the pooled state always
+        is the last block's at the end of text, projected: CLIP's own embedding of the caption.
+        """
+        rows = self.tokenize(captions)  # (B, context_length)
+        ends = rows.argmax(dim=-1)  # (B,)
+        # attention is causal: no token sees the padding behind it, so what every caption pads can be left out
+        length = int(ends.max()) + 1
+        mask = torch.arange(length) <= ends[:, None]  # (B, L)
+        tower, device = self.tower, self.tower.positional_embedding.device
+        rows, ends, mask = rows[:, :length].to(device), ends.to(device), mask.to(device)
+        last = tower.token_embedding(rows) + tower.positional_embedding[:length]  # (B, L, D)
+        penultimate = last
+        for block in tower.transformer.resblocks:
+            penultimate, last = last, block(last, attn_mask=tower.attn_mask[:length, :length])
+        pooled = tower.ln_final(last[torch.arange(len(rows), device=device), ends]) @ tower.text_projection  # (B, P)
+        tokens = tower.ln_final(last if self.architecture.states == "last" else penultimate)  # (B, L, D)
+        return Condition(tokens, pooled, mask)
+
+    @staticmethod
+    def from_clip(clip: "CLIP", config: ClipConfig, vocabulary: Vocabulary | None = None) -> "ClipText":
+        """A copy of the text tower of ``clip``, which ``build_clip`` made of the same config and vocabulary."""
+        sizes = (config.width, config.layers, config.heads, config.context_length, config.embed_dim)
+        text = ClipText(Architecture(*sizes, states=config.states), vocabulary)
+        _fill(text.tower, clip.state_dict(), "the trained CLIP")
+        return text
+
+    def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
+        """Write ``config.json`` and ``text.safetensors``, in ``dtype`` where given; ``load`` needs nothing else."""
+        folder.mkdir(parents=True, exist_ok=True)
+        kept = None if len(self.vocabulary) == NUM_IDS else self.vocabulary.kept
+        (folder / "config.json").write_text(json.dumps({**asdict(self.architecture), "vocabulary": kept}) + "\n")
+        weights = {key: value.to(dtype or value.dtype).contiguous() for key, value in self.tower.state_dict().items()}
+        save_file(weights, folder / "text.safetensors")
+
+    @staticmethod
+    def load(folder: Path) -> "ClipText":
+        """The encoder that ``save`` wrote, in float32; ValueError names the file that is missing or does not fit."""
+        path = folder / "config.json"
+        try:
+            described = json.loads(path.read_text())
+            kept = described.pop("vocabulary")
+            text = ClipText(Architecture(**described), None if kept is None else Vocabulary(tuple(kept)))
+        except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+            raise ValueError(f"{path} does not describe a text encoder: {error}") from error
+        _fill(text.tower, _read(folder / "text.safetensors"), str(folder / "text.safetensors"))
+        return text
+
+
+def build_clip(config: ClipConfig, image_size: int, vocabulary: Vocabulary | None = None) -> "CLIP":
+    """open_clip's CLIP of the config's own sizes, both towers, random weights: what contrastive training trains.
+
+    It takes images (B, 3, image_size, image_size) and rows (B, context_length) as ``vocabulary.tokenize`` gives them.
+    """
+    from open_clip import CLIP, CLIPTextCfg, CLIPVisionCfg
+
+    if config.model:
+        raise ValueError(f"model {config.model} is used as it comes; leave text.model empty to train sizes of our own")
+    if image_size % config.vision_patch:
+        raise ValueError(f"image size {image_size} is not divisible by text.vision_patch {config.vision_patch}")
+    vision = CLIPVisionCfg(
+        width=config.vision_width,
+        layers=config.vision_layers,
+        head_width=config.vision_width // config.vision_heads,
+        patch_size=config.vision_patch,
+        image_size=image_size,
+    )
+    text = CLIPTextCfg(
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        context_length=config.context_length,
+        vocab_size=len(vocabulary or Vocabulary()),
+    )
+    return CLIP(config.embed_dim, vision, text)
+
+
+def _named(config: ClipConfig) -> ClipText:
+    """The text tower of a model that open_clip describes, with the weights of its tag or of a local file."""
+    from open_clip import get_model_config, get_pretrained_cfg, list_models, list_pretrained_tags_by_model
+
+    name, tag = config.model, config.pretrained
+    if name not in list_models():
+        raise ValueError(f"text.model: open_clip has no '{name}'; {nearest(name, list_models())}")
+    described, source = get_model_config(name), get_pretrained_cfg(name, tag)
+    sizes = {key: value for key, value in described["text_cfg"].items() if value}
+    if sizes.pop("vocab_size", 0) != NUM_IDS or sizes.keys() != {"context_length", "width", "heads", "layers"}:
+        raise ValueError(f"text.model: {name}'s text tower is not CLIP's causal one; take a plain CLIP, e.g. ViT-L-14")
+    if tag and not source:
+        raise ValueError(f"text.pretrained: {name} has no '{tag}'; {nearest(tag, list_pretrained_tags_by_model(name))}")
+    if not tag and f"{name}-quickgelu" in list_models():
+        warnings.warn(
+            f"{name} runs with GELU; if {config.weights} was trained with QuickGELU, as OpenAI's weights were, "
+            f"name its tag too (text.pretrained=openai) or text.model={name}-quickgelu",
+            stacklevel=3,
+        )
+    path = Path(config.weights) if config.weights else _fetch(name, tag, source["hf_hub"])
+    quick_gelu = bool(described.get("quick_gelu") or source.get("quick_gelu"))
+    sizes["embed_dim"] = described["embed_dim"]
+    text = ClipText(Architecture(**sizes, states=config.states, quick_gelu=quick_gelu))
+    _fill(text.tower, _read(path), str(path))
+    return text
+
+
+def _fetch(name: str, tag: str, place: str) -> Path:
+    """The weights file of a tag, from the Hub's local cache or downloaded; ``place`` is ``owner/repository/[file]``."""
+    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+    from huggingface_hub.errors import EntryNotFoundError
+
+    repository, _, file = place.rpartition("/")
+    named = [f"{file.rpartition('.')[0]}.safetensors", file]
+    files = named if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
+    for file in files:
+        cached = try_to_load_from_cache(repository, file)
+        if isinstance(cached, str):
+            return Path(cached)
+    for file in files:
+        try:
+            # a download without a network is retried for half a minute per file; asking after it first fails at once
+            get_hf_file_metadata(hf_hub_url(repository, file), timeout=5)
+            return Path(hf_hub_download(repository, file))
+        except EntryNotFoundError as error:
+            cause: Exception = error
+        except Exception as error:  # the errors of the HTTP library below, which changed between the client's versions
+            cause = error
+            break
+    raise ValueError(
+        f"the weights '{tag}' of {name} are not on this machine, and https://huggingface.co/{repository} did not give "
+        f"them ({str(cause).splitlines()[0]}); download {files[0]} from there and set text.weights=/path/to/{files[0]}"
+    ) from cause
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a weights file holds by name; nothing in it is run. Raises ValueError, naming the file, where it is none."""
+    if not path.is_file():
+        raise ValueError(f"{path}: no such file")
+    with path.open("rb") as file:
+        head = file.read(64).lstrip().lower()
+    if head.startswith((b"<!doctype", b"<html")):
+        raise ValueError(f"{path} is a web page, not weights; download the file itself")
+    if head.startswith(b"version https://git-lfs"):
+        raise ValueError(f"{path} is a git-lfs pointer, not weights; run 'git lfs pull' where it comes from")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # damaged pickles raise errors of many kinds
+        safe = path.suffix == ".safetensors"
+        objects = "" if safe else ", or holds more than tensors, which could run code: take it as .safetensors"
+        raise ValueError(f"{path} ({path.stat().st_size} bytes) is cut short or damaged{objects}") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name")
+    nested = found.get("state_dict")  # where training scripts put the weights, beside the optimizer's state
+    return nested if isinstance(nested, dict) else found
+
+
+def _fill(tower: nn.Module, weights: dict[str, Any], source: str) -> None:
+    """Copy the text tower's weights of ``weights``, a whole CLIP's or a text tower's; every one must fit."""
+    weights = {str(key).removeprefix("module."): value for key, value in weights.items() if isinstance(value, Tensor)}
+    weights = {key.removeprefix("text."): value for key, value in weights.items() if not key.startswith(NOT_TEXT)}
+    wanted = tower.state_dict()
+    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
+    if missing or extra:
+        parts = (
+            f"{len(keys)} {what} {keys[:1]}" for what, keys in {"missing": missing, "unknown": extra}.items() if keys
+        )
+        raise ValueError(f"{source} does not fit this text tower; of its weights {', '.join(parts)}")
+    for key, value in wanted.items():
+        if weights[key].shape != value.shape:
+            shapes = f"{tuple(weights[key].shape)} in place of {tuple(value.shape)}"
+            raise ValueError(f"{source} does not fit this text tower: '{key}' is {shapes}")
+    tower.load_state_dict(weights)

@@ -1,0 +1,70 @@
+"""Training the first stage: reconstruction plus the bottleneck's penalty."""
+
+from collections.abc import Iterator
+from math import log10
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.autoencoders import Autoencoder, ReconstructionConfig
+from ldm.data.loader import batches, first_batches
+from ldm.training.optim import TrainConfig
+from ldm.training.pictures import grid
+from ldm.types import Batch
+
+MEASURED = 4_096  # images over which the latents' mean and std are taken
+
+
+class AutoencoderTask:
+    name = "autoencoder"
+
+    def __init__(
+        self, network: Autoencoder, reconstruction: ReconstructionConfig, train: Any, val: Any, config: TrainConfig
+    ) -> None:
+        self.network = network
+        self.reconstruction = reconstruction.build()
+        self.train, self.config = train, config
+        self.held_out = list(first_batches(val, config.batch, config.validate_samples))
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        config = self.config
+        return batches(
+            self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
+        )
+
+    def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        image = batch.image.to(self.device)
+        decoded, code = network(image)
+        total, terms = self.reconstruction(image, decoded)
+        return total + code.penalty, {**terms, **code.logs}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """PSNR in decibels (peak-to-peak 2) and mean absolute error of deterministic reconstructions."""
+        assert isinstance(network, Autoencoder)
+        l1, l2, count = 0.0, 0.0, 0
+        for batch in self.held_out:
+            image = batch.image.to(self.device)
+            error = network.decode(network.encode(image)) - image
+            l1 += error.abs().mean().item() * len(image)
+            l2 += error.square().mean().item() * len(image)
+            count += len(image)
+        return {"psnr": 10 * log10(4 * count / max(l2, 1e-12)), "l1": l1 / count}
+
+    def sample(self, network: nn.Module, picture: Path) -> None:
+        """Originals in the upper rows, reconstructions below them."""
+        assert isinstance(network, Autoencoder)
+        image = self.held_out[0].image[:16].to(self.device)
+        decoded = network.decode(network.encode(image))
+        pairs = torch.cat([part for rows in zip(image.split(8), decoded.split(8), strict=True) for part in rows])
+        grid(pairs, columns=8, path=picture)
+
+    def measure(self, network: Autoencoder) -> None:
+        """Put the latents' mean and std over some thousand training images into the weights."""
+        data = first_batches(self.train, self.config.batch, MEASURED)
+        network.eval().measure(batch.image.to(self.device) for batch in data)
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.network.parameters()).device

@@ -1,0 +1,71 @@
+"""Training the text encoder from scratch: open_clip's contrastive loss on image-caption pairs (arXiv:2103.00020)."""
+
+from collections.abc import Iterator
+from math import log
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ldm.data.loader import batches, first_batches
+from ldm.text.clip import ClipConfig, build_clip
+from ldm.text.vocabulary import Vocabulary
+from ldm.training.optim import TrainConfig
+from ldm.training.pictures import grid
+from ldm.types import Batch
+
+MAX_LOGIT_SCALE = log(100)  # CLIP's bound on the learned temperature (Sec. 2.5)
+
+
+class ClipTask:
+    name = "clip"
+
+    def __init__(
+        self, text: ClipConfig, vocabulary: Vocabulary, size: int, train: Any, val: Any, config: TrainConfig
+    ) -> None:
+        from open_clip import ClipLoss  # takes seconds to import
+
+        self.network: nn.Module = build_clip(text, size, vocabulary)
+        self.vocabulary, self.context_length = vocabulary, text.context_length
+        self.train, self.config = train, config
+        self.contrastive = ClipLoss()
+        self.held_out = list(first_batches(val, config.batch, config.validate_samples))
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
+        config = self.config
+        self.contrastive.rank, self.contrastive.world_size = rank, world
+        return batches(
+            self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
+        )
+
+    def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+        with torch.no_grad():
+            self.network.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator]
+        loss, accuracy = self._compare(network, batch)
+        return loss, {"accuracy": accuracy}
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Contrastive loss, and how often an image finds its caption among those of its batch."""
+        figures = [torch.stack(self._compare(network, batch)) for batch in self.held_out]
+        loss, accuracy = torch.stack(figures).mean(dim=0).tolist()
+        return {"loss": loss, "accuracy": accuracy}
+
+    def sample(self, network: nn.Module, picture: Path) -> None:
+        """Eight captions, a row each: the five held-out images that the network finds nearest to the caption."""
+        batch = self.held_out[0]
+        image, text, _ = self._features(network, batch)
+        nearest = (text[:8] @ image.T).topk(min(5, len(image)), dim=1).indices  # (8, 5)
+        grid(batch.image[nearest.flatten().cpu()], columns=nearest.shape[1], path=picture)
+        picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n")
+
+    def _features(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+        device = next(self.network.parameters()).device
+        rows, _ = self.vocabulary.tokenize(batch.captions, self.context_length)  # (B, L)
+        image, text, scale = network(batch.image.to(device), rows.to(device))[:3]  # (B, P), (B, P), ()
+        return image, text, scale
+
+    def _compare(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        image, text, scale = self._features(network, batch)
+        found = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
+        return self.contrastive(image, text, scale), found.float().mean()

@@ -1,0 +1,116 @@
+"""The optimizer, its learning rate, its precision and the weights' moving average: pure functions of the step."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from math import cos, pi
+
+import torch
+from torch import Tensor, nn
+from torch.optim import AdamW
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+DECAYS = ("constant", "linear", "cosine")
+PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+
+
+@dataclass
+class TrainConfig:
+    """How one network is trained."""
+
+    steps: int = 10_000  # optimizer steps
+    batch: int = 64  # samples a process and micro-step
+    accumulate: int = 1  # micro-steps an optimizer step
+    lr: float = 1e-4  # peak learning rate
+    warmup: int = 500  # optimizer steps of linear rise
+    decay: str = "cosine"  # constant | linear | cosine, from the peak to lr_end
+    lr_end: float = 0.0  # share of the peak that is left at the last step
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # of AdamW
+    weight_decay: float = 0.01  # AdamW's, on matrices and kernels only
+    clip: float = 1.0  # gradient norm; 0 does not clip
+    ema: float = 0.9995  # decay of the weights' moving average, reached by warm-up; 0 keeps none
+    precision: str = "auto"  # auto (what the device multiplies fastest) | fp32 | bf16 | fp16
+    compile: bool = False  # torch.compile the network
+    seed: int = 0
+    workers: int = 1  # loader processes
+    log_every: int = 20  # optimizer steps, likewise below
+    validate_every: int = 500
+    validate_samples: int = 512  # how many held-out samples a validation looks at
+    sample_every: int = 1_000
+    save_every: int = 500
+    keep: int = 2  # checkpoints
+    tracker: str = ""  # an accelerate tracker besides the log file: tensorboard, wandb, ...
+
+    def __post_init__(self) -> None:
+        for name in (
+            "steps",
+            "batch",
+            "accumulate",
+            "log_every",
+            "validate_every",
+            "sample_every",
+            "save_every",
+            "keep",
+        ):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        if not 0 < self.lr < float("inf"):
+            raise ValueError(f"lr {self.lr} is not a positive number; try lr=1e-4")
+        if not 0 <= self.ema < 1:
+            raise ValueError(f"ema {self.ema} is not in [0, 1); try ema=0.999")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            raise ValueError(f"betas {self.betas} are not two numbers in [0, 1); try betas=[0.9,0.99]")
+        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} '{getattr(self, name)}' is not one of {', '.join(known)}")
+        for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers", "validate_samples"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"{name} {getattr(self, name)} is not a number of at least 0")
+
+
+def optimizer(network: nn.Module, config: TrainConfig) -> AdamW:
+    """AdamW over the trainable parameters; biases, gains and other vectors are not decayed."""
+    trained = [p for p in network.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
+        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+    ]
+    return AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
+
+
+def learning_rate(opt: AdamW, config: TrainConfig) -> LambdaLR:
+    """Linear warm-up, then the decay, as a pure function of the optimizer step."""
+
+    def factor(step: int) -> float:
+        if step < config.warmup:
+            return (step + 1) / config.warmup
+        done = min(1.0, (step - config.warmup) / max(1, config.steps - config.warmup))
+        left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + cos(pi * done))}[config.decay]
+        return config.lr_end + (1 - config.lr_end) * left
+
+    return LambdaLR(opt, factor)
+
+
+def moving_average(network: nn.Module, decay: float) -> AveragedModel:
+    """An exponential moving average of ``network``, whose decay rises from 0.1 to ``decay`` as (1 + n) / (10 + n)."""
+
+    def average(averaged: Sequence[Tensor], current: Sequence[Tensor], count: Tensor | int) -> None:
+        now = min(decay, (1 + int(count)) / (10 + int(count)))
+        torch._foreach_lerp_(list(averaged), list(current), 1 - now)
+
+    return AveragedModel(network, multi_avg_fn=average)
+
+
+def resolve_precision(asked: str, device: torch.device) -> str:
+    """``auto`` as what this machine computes fastest: bf16 where the hardware multiplies it, else fp32."""
+    if asked != "auto":
+        return asked
+    if device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    return "bf16" if device.type == "cpu" and _cpu_multiplies_bf16() else "fp32"
+
+
+def _cpu_multiplies_bf16() -> bool:
+    # newer than the oldest torch that we support, which so stays with float32
+    known: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return bool(known.get("amx_tile") or known.get("avx512_bf16") or known.get("bf16"))

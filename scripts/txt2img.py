@@ -1,0 +1,141 @@
+"""Draw what prompts say, with the shipped model or one of your own."""
+
+import argparse
+import sys
+import time
+from dataclasses import replace
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from ldm.cli import one_line_errors
+from ldm.data.transforms import to_images
+from ldm.folders import load_model, shipped_model
+from ldm.metadata import Settings, next_number, read_settings, save_image
+from ldm.pipeline import DTYPES, SampleConfig, TextToImage
+from ldm.samplers import SAMPLERS
+from ldm.training.pictures import grid
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    what = parser.add_argument_group("what to draw")
+    what.add_argument("--prompt", nargs="+", action="extend", default=[], help="one or more prompts, each in quotes")
+    what.add_argument("--from-file", type=Path, metavar="FILE", help="a text file with a prompt on each line")
+    what.add_argument("--from-image", type=Path, metavar="PNG", help="draw an image of this program again")
+    what.add_argument("--negative-prompt", default="", help="what to steer away from")
+    what.add_argument("--n_samples", "--n-samples", type=int, default=1, help="images for each prompt")
+    what.add_argument("--seed", type=int, help="of the first image, 0 if left out; each further one counts up by 1")
+    what.add_argument("--H", "--height", type=int, dest="height", help="pixels; the model's own size if left out")
+    what.add_argument("--W", "--width", type=int, dest="width", help="pixels; the model's own size if left out")
+    how = parser.add_argument_group("how (the model's own settings where left out)")
+    how.add_argument("--ckpt", type=Path, metavar="FOLDER", help="a model folder; the shipped model if left out")
+    how.add_argument("--sampler", choices=sorted(SAMPLERS), help="ddpm draws noise in every step, ddim only with --eta")
+    how.add_argument("--steps", "--ddim_steps", "--num_inference_steps", type=int, help="denoising steps")
+    how.add_argument("--scale", "--guidance_scale", type=float, help="classifier-free guidance; 1 is none")
+    how.add_argument("--eta", "--ddim_eta", type=float, help="noise of ddim: 0 none, 1 as ddpm")
+    how.add_argument("--batch", type=int, help="images drawn at once; does not change them")
+    how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    how.add_argument("--precision", choices=sorted(DTYPES), default="fp32", help="of the networks")
+    where = parser.add_argument_group("where to")
+    where.add_argument("--outdir", "--out", type=Path, default=Path("outputs"), help="folder of the numbered images")
+    where.add_argument("--grid", action="store_true", help="also write all images as one picture, a row per prompt")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    again = read_settings(args.from_image) if args.from_image else None
+    prompts = read_prompts(args)
+    if args.n_samples < 1:
+        raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
+    folder = args.ckpt or shipped_model()
+    model = load_model(folder, device_of(args.device))
+    sampling, size, seed = settle(args, again, model)
+    model.latent_size(size)  # refuses a size that does not fit before anything is drawn
+    args.outdir.mkdir(parents=True, exist_ok=True)
+    number = next_number(args.outdir)
+    digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()[:10]
+    if again is not None and again.model_hash != digest:
+        print(f"note: the image was drawn by another model ({again.model}, {again.model_hash})", file=sys.stderr)
+    precision = again.precision if again is not None else args.precision
+    negative = args.negative_prompt or (again.negative_prompt if again is not None else "")
+    repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
+    images, paths, began = [], [], time.perf_counter()
+    with tqdm(total=len(repeated) * sampling.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:
+        drawn = model(
+            repeated,
+            negative=negative,
+            seed=seed,
+            size=size,
+            sampling=sampling,
+            precision=precision,
+            progress=bar.update,
+        )
+        for prompt, (image, image_seed) in zip(repeated, drawn, strict=True):
+            settings = Settings(
+                prompt=prompt,
+                negative_prompt=negative,
+                seed=image_seed,
+                height=size[0],
+                width=size[1],
+                sampler=sampling.sampler,
+                steps=sampling.steps,
+                scale=sampling.scale,
+                eta=sampling.eta,
+                precision=precision,
+                model=folder.resolve().name,
+                model_hash=digest,
+            )
+            path, number = save_image(to_images(image)[0], settings, args.outdir, number)
+            images.append(image)
+            paths.append(path)
+    taken = time.perf_counter() - began
+    print(f"{len(images)} images in {taken:.1f} s, {len(images) / taken:.2f} a second: {paths[0]} to {paths[-1]}")
+    if args.grid:
+        columns = args.n_samples if args.n_samples > 1 else min(4, len(images))
+        path = paths[0].with_name(f"grid-{paths[0].stem}.png")
+        grid(torch.cat(images), columns=columns, path=path)
+        print(f"grid: {path}")
+
+
+def read_prompts(args: argparse.Namespace) -> list[str]:
+    """The prompts of the command line and of the file, in that order; those of an image where neither is given."""
+    prompts = list(args.prompt)
+    if args.from_file:
+        lines = args.from_file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+        prompts += [line.strip() for line in lines if line.strip()]
+    if args.from_image and not prompts:
+        prompts = [read_settings(args.from_image).prompt]
+    if not prompts:
+        raise ValueError('nothing to draw; give --prompt "a red star left of a blue ring", --from-file or --from-image')
+    return prompts
+
+
+def settle(
+    args: argparse.Namespace, again: Settings | None, model: TextToImage
+) -> tuple[SampleConfig, tuple[int, int], int]:
+    """Sampling settings, (height, width) and seed: the command line's, else the image's, else the model's."""
+    sampling, size, seed = model.sampling, model.size, 0
+    if again is not None:
+        sampling = replace(sampling, sampler=again.sampler, steps=again.steps, scale=again.scale, eta=again.eta)
+        size, seed = (again.height, again.width), again.seed
+    given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
+    sampling = replace(sampling, **{name: value for name, value in given.items() if value is not None})
+    size = (args.height if args.height is not None else size[0], args.width if args.width is not None else size[1])
+    return sampling, size, args.seed if args.seed is not None else seed
+
+
+def device_of(name: str) -> torch.device:
+    """The device of that name, or a ValueError where this machine has none."""
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} is not there ({str(error).splitlines()[0]}); try --device cpu") from error
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,54 @@
+"""Settings and small parts that many tests share."""
+
+import os
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would fetch something fails instead
+
+import pytest
+import torch
+
+TINY = (
+    "data.length=64",
+    "autoencoder.width=16",
+    "autoencoder.blocks=1",
+    "text.width=32",
+    "text.heads=2",
+    "text.layers=2",
+    "text.embed_dim=32",
+    "text.vision_width=32",
+    "text.vision_layers=1",
+    "text.vision_heads=2",
+    "denoiser.width=32",
+    "denoiser.depth=1",
+    "denoiser.heads=2",
+    "sample.steps=2",
+    "cache.batch=16",
+    *(
+        f"{stage}.{setting}"
+        for stage in ("train_autoencoder", "train_clip", "train_ldm")
+        for setting in (
+            "steps=4",
+            "batch=8",
+            "warmup=1",
+            "workers=0",
+            "validate_samples=8",
+            "validate_every=2",
+            "sample_every=4",
+            "save_every=2",
+            "log_every=1",
+            "precision=fp32",
+        )
+    ),
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread_and_a_seed():
+    torch.set_num_threads(1)  # tests run side by side
+    torch.manual_seed(0)
+
+
+@pytest.fixture
+def tiny() -> list[str]:
+    """Overrides that make every stage of the shapes run tiny."""
+    return list(TINY)

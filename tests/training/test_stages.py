@@ -1,0 +1,149 @@
+"""The whole chain on tiny settings: train, cache, train, save, load, draw; and what happens when it is interrupted."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from ldm.config import load
+from ldm.data.latents import StaleCache
+from ldm.folders import load_model
+from ldm.run import Run
+from ldm.stages import cache_latents, frozen_stages, train_autoencoder, train_clip, train_ldm
+from ldm.training.checkpoint import BrokenFile, newest, read_tensors, saved
+from ldm.training.log import read
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A run whose three stages were trained on tiny settings."""
+    from conftest import TINY
+
+    torch.set_num_threads(1)
+    run = load(Run, None, [*TINY, f"out={tmp_path_factory.mktemp('run')}"])
+    train_autoencoder(run)
+    train_clip(run)
+    train_ldm(run)
+    return run
+
+
+def images(folder, **kwargs):
+    return torch.cat([image for image, _ in load_model(Path(folder))(["a red star", "a ring"], seed=3, **kwargs)])
+
+
+def test_the_chain_leaves_a_model_that_draws_images_of_the_right_size(trained):
+    drawn = images(f"{trained.out}/model")
+    assert drawn.shape == (2, 3, 64, 64)
+    assert drawn.abs().max() <= 1
+
+
+def test_a_saved_folder_reproduces_its_images(trained, tmp_path):
+    moved = tmp_path / "elsewhere"
+    Path(trained.out, "model").rename(moved)
+    first = images(moved)
+    moved.rename(Path(trained.out, "model"))
+    assert torch.equal(first, images(f"{trained.out}/model"))
+
+
+def test_every_stage_logs_validates_draws_and_plots(trained):
+    for stage in ("autoencoder", "clip", "denoiser"):
+        folder = Path(trained.out, "training", stage)
+        lines = read(folder / "log.jsonl")
+        assert {line["step"] for line in lines} == {1, 2, 3, 4}
+        assert any(name.startswith("val_") for line in lines for name in line)
+        assert (folder / "curves.png").stat().st_size > 0
+        assert (folder / "samples" / "00000004.png").stat().st_size > 0
+
+
+def test_a_run_stopped_at_half_goes_on_to_the_same_weights(trained, tmp_path, tiny):
+    whole = read_tensors(newest(Path(trained.out, "training", "autoencoder", "state")) / "weights.safetensors")
+    common = [*tiny, f"out={tmp_path}", "train_autoencoder.decay=constant"]
+    train_autoencoder(load(Run, None, [*common, "train_autoencoder.steps=2"]))
+    train_autoencoder(load(Run, None, [*common, "train_autoencoder.steps=4"]))
+    state = tmp_path / "training" / "autoencoder" / "state"
+    stopped = read_tensors(newest(state) / "weights.safetensors")
+    straight = tmp_path / "straight"
+    train_autoencoder(load(Run, None, [*common, f"out={straight}"]))
+    state = straight / "training" / "autoencoder" / "state"
+    for key, value in read_tensors(newest(state) / "weights.safetensors").items():
+        assert torch.equal(value, stopped[key]), key
+    assert stopped.keys() == whole.keys()
+
+
+def test_the_latents_have_zero_mean_and_unit_variance(trained):
+    from ldm.data.loader import first_batches
+
+    _, autoencoder, _ = frozen_stages(trained, torch.device("cpu"))
+    (batch,) = first_batches(trained.data.build("train"), 64, 64)
+    latent = autoencoder.encode(batch.image)
+    torch.testing.assert_close(latent.mean(dim=(0, 2, 3)), torch.zeros(latent.shape[1]), atol=0.02, rtol=0)
+    torch.testing.assert_close(latent.std(dim=(0, 2, 3)), torch.ones(latent.shape[1]), atol=0.02, rtol=0)
+
+
+def test_a_cached_batch_equals_an_encoded_one(trained):
+    from ldm.types import Key
+
+    run, autoencoder, text = frozen_stages(trained, torch.device("cpu"))
+    data = run.data.build("train")
+    cache = cache_latents(run, autoencoder, text, data)
+    assert len(cache) == len(data)
+    keys = [Key(0, i) for i in (5, 40, 2)]
+    latents = cache.collate([cache[key] for key in keys])
+    image = torch.stack([data[key].image for key in keys])
+    cond = text([data[key].caption for key in keys])
+    torch.testing.assert_close(latents.latent, autoencoder.encode(image), atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(latents.cond.tokens, cond.tokens * cond.mask[..., None], atol=5e-3, rtol=5e-3)
+    torch.testing.assert_close(latents.cond.pooled, cond.pooled, atol=5e-3, rtol=5e-3)
+    assert torch.equal(latents.cond.mask, cond.mask)
+
+
+def test_captions_are_cached_once(trained):
+    from safetensors import safe_open
+
+    run, *_ = frozen_stages(trained, torch.device("cpu"))
+    captions = {run.data.build("train").scene(i)[1] for i in range(64)}
+    with safe_open(f"{run.out}/cache/captions.safetensors", framework="pt") as file:
+        assert len(file.get_tensor("pooled")) == len(captions)
+
+
+def test_a_cache_of_another_data_set_or_autoencoder_is_refused(trained):
+    run, autoencoder, text = frozen_stages(trained, torch.device("cpu"))
+    other = load(Run, None, ["data.seed=9", "data.length=64"]).data.build("train")
+    with pytest.raises(StaleCache, match="data set"):
+        cache_latents(run, autoencoder, text, other)
+    autoencoder.mean += 1
+    with pytest.raises(StaleCache, match="autoencoder"):
+        cache_latents(run, autoencoder, text, run.data.build("train"))
+
+
+def test_training_without_a_cache_works_too(tiny, tmp_path):
+    run = load(Run, None, [*tiny, f"out={tmp_path}", "cache.use=never", "train_ldm.steps=1"])
+    train_ldm(run)
+    assert not (tmp_path / "cache").exists()
+    assert (tmp_path / "model" / "denoiser.safetensors").exists()
+
+
+def test_a_damaged_model_is_refused_and_the_file_is_named(trained, tmp_path):
+    import shutil
+
+    folder = tmp_path / "model"
+    shutil.copytree(f"{trained.out}/model", folder)
+    path = folder / "denoiser.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-5] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(BrokenFile, match="denoiser.safetensors"):
+        load_model(folder)
+
+
+def test_a_torn_checkpoint_is_passed_over(trained, tmp_path):
+    import shutil
+
+    state = tmp_path / "state"
+    shutil.copytree(Path(trained.out, "training", "clip", "state"), state)
+    (state / "step-notes").mkdir()
+    last = saved(state)[-1]
+    (last / "weights.safetensors").write_bytes(b"torn")
+    warnings = []
+    assert newest(state, warn=warnings.append) == saved(state)[-2]
+    assert "weights.safetensors" in warnings[0]
