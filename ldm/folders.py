@@ -19,7 +19,7 @@ from ldm.config import load, to_yaml
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.text.clip import ClipText
-from ldm.training.checkpoint import BrokenFile, check_folder, load_weights, read_tensors, save_tensors, whole_folder
+from ldm.training.checkpoint import BrokenFile, check_folder, load_weights, save_tensors, whole_folder
 
 SHIPPED = "shapes64"
 CONFIG = "config.yaml"
@@ -59,8 +59,7 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> tuple[
     check_folder(folder)
     run = load(Run, folder / CONFIG)
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
-    path = folder / "autoencoder.safetensors"
-    load_weights(network, _floats(path), path)
+    load_weights(network, folder / "autoencoder.safetensors")
     return network.requires_grad_(False).eval().to(device), run
 
 
@@ -83,8 +82,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     autoencoder, _ = load_autoencoder(folder / "autoencoder", device)
     text = load_text(folder / "text", device)
     denoiser = build_denoiser(run, autoencoder, text)
-    path = folder / "denoiser.safetensors"
-    load_weights(denoiser, _floats(path), path)
+    load_weights(denoiser, folder / "denoiser.safetensors")
     denoiser.requires_grad_(False).eval().to(device)
     size = (run.data.size, run.data.size)
     return TextToImage(denoiser, autoencoder, text, run.schedule.build(), run.process, run.sample, size)
@@ -96,7 +94,3 @@ def build_denoiser(run: Run, autoencoder: Autoencoder, text: ClipText) -> nn.Mod
         channels=autoencoder.channels, text_width=text.width, pooled_width=text.pooled_width
     )
     return network
-
-
-def _floats(path: Path) -> dict[str, torch.Tensor]:
-    return {key: value.float() if value.is_floating_point() else value for key, value in read_tensors(path).items()}

@@ -37,7 +37,7 @@ from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.checkpoint import whole_folder
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
-from ldm.training.loop import train
+from ldm.training.loop import Task, Trainer
 from ldm.training.optim import TrainConfig
 
 VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
@@ -45,58 +45,54 @@ VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is ta
 
 def train_autoencoder(run: Run, device: str = "") -> Path:
     """Train the first stage; returns its folder."""
-    config, out = run.train_autoencoder, Path(run.out)
+    config, folder = run.train_autoencoder, Path(run.out) / "autoencoder"
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
-    _say(network, "autoencoder")
     data = run.data.build("train"), run.data.build("val")
-    task = AutoencoderTask(network, run.reconstruction, *data, config)
-
-    def export(averaged: nn.Module) -> None:
-        assert isinstance(averaged, Autoencoder)
-        task.measure(averaged)
-        save_autoencoder(averaged, run, out / "autoencoder")
-
-    train(task, config, _training(run, task.name), export=export, described=to_yaml(run), device=device)
-    return out / "autoencoder"
+    task = AutoencoderTask(network, run.reconstruction, *data, config, lambda net: save_autoencoder(net, run, folder))
+    _train(task, config, run, device)
+    return folder
 
 
 def train_clip(run: Run, device: str = "") -> Path:
     """Train a text encoder of the run's own sizes on image-caption pairs; returns its folder."""
-    config, out = run.train_clip, Path(run.out)
+    config, folder = run.train_clip, Path(run.out) / "text"
     torch.manual_seed(config.seed)
     data = run.data.build("train"), run.data.build("val")
     vocabulary = Vocabulary.of(_captions(data[0], config))
-    task = ClipTask(run.text, vocabulary, run.data.size, *data, config)
-    _say(task.network, "clip", f"a vocabulary of {len(vocabulary)} tokens")
-
-    def export(averaged: nn.Module) -> None:
-        save_text(ClipText.from_clip(averaged, run.text, vocabulary), out / "text")
-
-    train(task, config, _training(run, task.name), export=export, described=to_yaml(run), device=device)
-    return out / "text"
+    print(f"a vocabulary of {len(vocabulary)} tokens")
+    task = ClipTask(run.text, vocabulary, run.data.size, *data, config, lambda text: save_text(text, folder))
+    _train(task, config, run, device)
+    return folder
 
 
 def train_ldm(run: Run, device: str = "") -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
-    config, out = run.train_ldm, Path(run.out)
+    config, folder = run.train_ldm, Path(run.out) / "model"
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run, autoencoder, text = frozen_stages(run, on)
+    run, autoencoder, text = frozen_stages(run, device_of(device))
     network = build_denoiser(run, autoencoder, text)
-    _say(network, "denoiser")
     if cache_pays(run, train_data):
         train_data = cache_latents(run, autoencoder, text, train_data)
+    frozen = autoencoder, text, run.schedule.build(), run.process, run.sample
     task = DenoiserTask(
-        network, autoencoder, text, run.schedule.build(), run.process, run.sample, train_data, val, config
+        network, *frozen, train_data, val, config, lambda net: save_model(net, autoencoder, text, run, folder)
     )
+    _train(task, config, run, device)
+    return folder
 
-    def export(averaged: nn.Module) -> None:
-        save_model(averaged, autoencoder, text, run, out / "model")
 
-    train(task, config, _training(run, task.name), export=export, described=to_yaml(run), device=device)
-    return out / "model"
+def device_of(asked: str) -> torch.device:
+    """The device of that name, the GPU if there is one where none is named."""
+    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
+
+
+def _train(task: Task, config: TrainConfig, run: Run, device: str) -> None:
+    trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
+    print(f"{task.name}: {trained / 1e6:.2f} M parameters")
+    folder = Path(run.out) / "training" / task.name
+    Trainer(task, config, folder, described=to_yaml(run), device=device).run()
 
 
 def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
@@ -159,15 +155,6 @@ def _stage(run: Run, name: str, script: str) -> Path:
         return folder
     print(f"{folder} is not there: taking the shipped model's {name} ({script} trains one of this run's own)")
     return shipped_model() / name
-
-
-def _training(run: Run, stage: str) -> Path:
-    return Path(run.out) / "training" / stage
-
-
-def _say(network: nn.Module, name: str, more: str = "") -> None:
-    count = sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
-    print(f"{name}: {count / 1e6:.2f} M parameters" + (f", {more}" if more else ""))
 
 
 def _captions(data: Any, config: TrainConfig) -> list[str]:

@@ -2,16 +2,13 @@
 
 from pathlib import Path
 
-import torch
-
 from ldm.cli import run_script
 from ldm.run import Run
-from ldm.stages import cache_latents, frozen_stages
+from ldm.stages import cache_latents, device_of, frozen_stages
 
 
 def cache(run: Run, device: str) -> Path:
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    run, autoencoder, text = frozen_stages(run, on)
+    run, autoencoder, text = frozen_stages(run, device_of(device))
     return cache_latents(run, autoencoder, text, run.data.build("train")).folder
 
 

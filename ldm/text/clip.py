@@ -9,21 +9,21 @@ import json
 import warnings
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.config import nearest
 from ldm.text.vocabulary import NUM_IDS, Vocabulary
+from ldm.text.weights import fetch, fill, read_weights
 from ldm.types import Condition
 
 if TYPE_CHECKING:
     from open_clip import CLIP
 
 STATES = ("last", "penultimate")
-NOT_TEXT = ("visual.", "logit_scale", "logit_bias", "input_resolution", "context_length", "vocab_size")
 
 
 @dataclass
@@ -147,7 +147,7 @@ class ClipText(nn.Module):
         """A copy of the text tower of ``clip``, which ``build_clip`` made of the same config and vocabulary."""
         sizes = (config.width, config.layers, config.heads, config.context_length, config.embed_dim)
         text = ClipText(Architecture(*sizes, states=config.states), vocabulary)
-        _fill(text.tower, clip.state_dict(), "the trained CLIP")
+        fill(text.tower, clip.state_dict(), "the trained CLIP")
         return text
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
@@ -168,7 +168,7 @@ class ClipText(nn.Module):
             text = ClipText(Architecture(**described), None if kept is None else Vocabulary(tuple(kept)))
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
             raise ValueError(f"{path} does not describe a text encoder: {error}") from error
-        _fill(text.tower, _read(folder / "text.safetensors"), str(folder / "text.safetensors"))
+        fill(text.tower, read_weights(folder / "text.safetensors"), str(folder / "text.safetensors"))
         return text
 
 
@@ -219,79 +219,9 @@ def _named(config: ClipConfig) -> ClipText:
             f"name its tag too (text.pretrained=openai) or text.model={name}-quickgelu",
             stacklevel=3,
         )
-    path = Path(config.weights) if config.weights else _fetch(name, tag, source["hf_hub"])
+    path = Path(config.weights) if config.weights else fetch(name, tag, source["hf_hub"])
     quick_gelu = bool(described.get("quick_gelu") or source.get("quick_gelu"))
     sizes["embed_dim"] = described["embed_dim"]
     text = ClipText(Architecture(**sizes, states=config.states, quick_gelu=quick_gelu))
-    _fill(text.tower, _read(path), str(path))
+    fill(text.tower, read_weights(path), str(path))
     return text
-
-
-def _fetch(name: str, tag: str, place: str) -> Path:
-    """The weights file of a tag, from the Hub's local cache or downloaded; ``place`` is ``owner/repository/[file]``."""
-    from huggingface_hub import get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
-    from huggingface_hub.errors import EntryNotFoundError
-
-    repository, _, file = place.rpartition("/")
-    named = [f"{file.rpartition('.')[0]}.safetensors", file]
-    files = named if file else ["open_clip_model.safetensors", "open_clip_pytorch_model.bin"]
-    for file in files:
-        cached = try_to_load_from_cache(repository, file)
-        if isinstance(cached, str):
-            return Path(cached)
-    for file in files:
-        try:
-            # a download without a network is retried for half a minute per file; asking after it first fails at once
-            get_hf_file_metadata(hf_hub_url(repository, file), timeout=5)
-            return Path(hf_hub_download(repository, file))
-        except EntryNotFoundError as error:
-            cause: Exception = error
-        except Exception as error:  # the errors of the HTTP library below, which changed between the client's versions
-            cause = error
-            break
-    raise ValueError(
-        f"the weights '{tag}' of {name} are not on this machine, and https://huggingface.co/{repository} did not give "
-        f"them ({str(cause).splitlines()[0]}); download {files[0]} from there and set text.weights=/path/to/{files[0]}"
-    ) from cause
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """What a weights file holds by name; nothing in it is run. Raises ValueError, naming the file, where it is none."""
-    if not path.is_file():
-        raise ValueError(f"{path}: no such file")
-    with path.open("rb") as file:
-        head = file.read(64).lstrip().lower()
-    if head.startswith((b"<!doctype", b"<html")):
-        raise ValueError(f"{path} is a web page, not weights; download the file itself")
-    if head.startswith(b"version https://git-lfs"):
-        raise ValueError(f"{path} is a git-lfs pointer, not weights; run 'git lfs pull' where it comes from")
-    try:
-        if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # damaged pickles raise errors of many kinds
-        safe = path.suffix == ".safetensors"
-        objects = "" if safe else ", or holds more than tensors, which could run code: take it as .safetensors"
-        raise ValueError(f"{path} ({path.stat().st_size} bytes) is cut short or damaged{objects}") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"{path} holds a {type(found).__name__}, not tensors by name")
-    nested = found.get("state_dict")  # where training scripts put the weights, beside the optimizer's state
-    return nested if isinstance(nested, dict) else found
-
-
-def _fill(tower: nn.Module, weights: dict[str, Any], source: str) -> None:
-    """Copy the text tower's weights of ``weights``, a whole CLIP's or a text tower's; every one must fit."""
-    weights = {str(key).removeprefix("module."): value for key, value in weights.items() if isinstance(value, Tensor)}
-    weights = {key.removeprefix("text."): value for key, value in weights.items() if not key.startswith(NOT_TEXT)}
-    wanted = tower.state_dict()
-    missing, extra = sorted(wanted.keys() - weights.keys()), sorted(weights.keys() - wanted.keys())
-    if missing or extra:
-        parts = (
-            f"{len(keys)} {what} {keys[:1]}" for what, keys in {"missing": missing, "unknown": extra}.items() if keys
-        )
-        raise ValueError(f"{source} does not fit this text tower; of its weights {', '.join(parts)}")
-    for key, value in wanted.items():
-        if weights[key].shape != value.shape:
-            shapes = f"{tuple(weights[key].shape)} in place of {tuple(value.shape)}"
-            raise ValueError(f"{source} does not fit this text tower: '{key}' is {shapes}")
-    tower.load_state_dict(weights)

@@ -1,6 +1,6 @@
 """Training the first stage: reconstruction plus the bottleneck's penalty."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -14,16 +14,22 @@ from ldm.training.optim import TrainConfig
 from ldm.training.pictures import grid
 from ldm.types import Batch
 
-MEASURED = 4_096  # images over which the latents' mean and std are taken
+MEASURED = 2_048  # images over which the latents' mean and std are taken
 
 
 class AutoencoderTask:
     name = "autoencoder"
 
     def __init__(
-        self, network: Autoencoder, reconstruction: ReconstructionConfig, train: Any, val: Any, config: TrainConfig
+        self,
+        network: Autoencoder,
+        reconstruction: ReconstructionConfig,
+        train: Any,
+        val: Any,
+        config: TrainConfig,
+        save: Callable[[Autoencoder], None],
     ) -> None:
-        self.network = network
+        self.network, self.save = network, save
         self.reconstruction = reconstruction.build()
         self.train, self.config = train, config
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -60,10 +66,12 @@ class AutoencoderTask:
         pairs = torch.cat([part for rows in zip(image.split(8), decoded.split(8), strict=True) for part in rows])
         grid(pairs, columns=8, path=picture)
 
-    def measure(self, network: Autoencoder) -> None:
-        """Put the latents' mean and std over some thousand training images into the weights."""
+    def export(self, network: nn.Module) -> None:
+        """Save with the latents' mean and std over some thousand training images in the weights."""
+        assert isinstance(network, Autoencoder)
         data = first_batches(self.train, self.config.batch, MEASURED)
-        network.eval().measure(batch.image.to(self.device) for batch in data)
+        network.measure(batch.image.to(self.device) for batch in data)
+        self.save(network)
 
     @property
     def device(self) -> torch.device:

@@ -135,13 +135,13 @@ def load_optimizer(opt: Optimizer, tensors: dict[str, Tensor]) -> None:
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})
 
 
-def load_weights(network: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
-    """Load strictly.
+def load_weights(network: torch.nn.Module, source: Path) -> None:
+    """Load a safetensors file strictly; half precision becomes what the network has.
 
     Raises:
-        BrokenFile: keys or shapes differ; the message names the first and both shapes.
+        BrokenFile: the file is torn, or keys or shapes differ; the message names the first and both shapes.
     """
-    wanted = network.state_dict()
+    tensors, wanted = read_tensors(source), network.state_dict()
     for kind, keys in (("lacks", wanted.keys() - tensors.keys()), ("has the unknown", tensors.keys() - wanted.keys())):
         if keys:
             first = ", ".join(sorted(keys)[:3])

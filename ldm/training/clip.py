@@ -1,6 +1,6 @@
 """Training the text encoder from scratch: open_clip's contrastive loss on image-caption pairs (arXiv:2103.00020)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from math import log
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.loader import batches, first_batches
-from ldm.text.clip import ClipConfig, build_clip
+from ldm.text.clip import ClipConfig, ClipText, build_clip
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
 from ldm.training.pictures import grid
@@ -22,12 +22,19 @@ class ClipTask:
     name = "clip"
 
     def __init__(
-        self, text: ClipConfig, vocabulary: Vocabulary, size: int, train: Any, val: Any, config: TrainConfig
+        self,
+        text: ClipConfig,
+        vocabulary: Vocabulary,
+        size: int,
+        train: Any,
+        val: Any,
+        config: TrainConfig,
+        save: Callable[[ClipText], None],
     ) -> None:
         from open_clip import ClipLoss  # takes seconds to import
 
         self.network: nn.Module = build_clip(text, size, vocabulary)
-        self.vocabulary, self.context_length = vocabulary, text.context_length
+        self.text, self.vocabulary, self.save = text, vocabulary, save
         self.train, self.config = train, config
         self.contrastive = ClipLoss()
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -59,9 +66,12 @@ class ClipTask:
         grid(batch.image[nearest.flatten().cpu()], columns=nearest.shape[1], path=picture)
         picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n")
 
+    def export(self, network: nn.Module) -> None:
+        self.save(ClipText.from_clip(network, self.text, self.vocabulary))
+
     def _features(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
         device = next(self.network.parameters()).device
-        rows, _ = self.vocabulary.tokenize(batch.captions, self.context_length)  # (B, L)
+        rows, _ = self.vocabulary.tokenize(batch.captions, self.text.context_length)  # (B, L)
         image, text, scale = network(batch.image.to(device), rows.to(device))[:3]  # (B, P), (B, P), ()
         return image, text, scale
 

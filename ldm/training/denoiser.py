@@ -1,6 +1,6 @@
 """Training the denoiser on latents: noise, regress, and now and then draw what the fixed prompts say."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,10 +36,11 @@ class DenoiserTask:
         train: Any,
         val: Any,
         config: TrainConfig,
+        save: Callable[[nn.Module], None],
     ) -> None:
         self.network, self.autoencoder, self.text = network, autoencoder, text
         self.schedule, self.process, self.sampling = schedule, process, sampling
-        self.train, self.config = train, config
+        self.train, self.config, self.save = train, config, save
         self.target = TARGETS[process.target]
         held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.prompts = held_out[0].captions[:NUM_PICTURES]
@@ -75,6 +76,9 @@ class DenoiserTask:
         images = torch.cat([image for image, _ in drawn(self.prompts, size=self._size(), seed=0)])
         grid(images, columns=4, path=picture)
         picture.with_suffix(".txt").write_text("\n".join(self.prompts) + "\n")
+
+    def export(self, network: nn.Module) -> None:
+        self.save(network)
 
     def _latents(self, batch: Batch | Latents) -> Latents:
         device = next(self.network.parameters()).device

@@ -78,8 +78,8 @@ def optimizer(network: nn.Module, config: TrainConfig) -> AdamW:
     return AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
 
 
-def learning_rate(opt: AdamW, config: TrainConfig) -> LambdaLR:
-    """Linear warm-up, then the decay, as a pure function of the optimizer step."""
+def learning_rate(opt: AdamW, config: TrainConfig, step: int = 0) -> LambdaLR:
+    """Linear warm-up, then the decay, as a pure function of the optimizer step, set to ``step``."""
 
     def factor(step: int) -> float:
         if step < config.warmup:
@@ -88,7 +88,11 @@ def learning_rate(opt: AdamW, config: TrainConfig) -> LambdaLR:
         left = {"constant": 1.0, "linear": 1 - done, "cosine": 0.5 * (1 + cos(pi * done))}[config.decay]
         return config.lr_end + (1 - config.lr_end) * left
 
-    return LambdaLR(opt, factor)
+    schedule = LambdaLR(opt, factor)
+    for group, rate in zip(opt.param_groups, schedule.base_lrs, strict=True):
+        group["lr"] = rate * factor(step)
+    schedule.last_epoch = step
+    return schedule
 
 
 def moving_average(network: nn.Module, decay: float) -> AveragedModel:

@@ -10,6 +10,7 @@ from safetensors.torch import save_file
 from ldm.text import TEXT_ENCODERS, clip
 from ldm.text.clip import ClipConfig, ClipText, build_clip
 from ldm.text.vocabulary import NUM_IDS, Vocabulary
+from ldm.text.weights import NOT_TEXT
 
 CAPTIONS = ["a red circle", "a small blue square to the left of a large green triangle", ""]
 SIZES = {"width": 32, "layers": 3, "heads": 2, "context_length": 24, "embed_dim": 16}
@@ -144,7 +145,7 @@ def test_a_local_file_of_a_named_model_gives_its_encode_text(
 ) -> None:
     weights = {key: value.contiguous() for key, value in named.state_dict().items()}
     if prefix == "text.":  # the text tower alone
-        weights = {prefix + key: value for key, value in weights.items() if not key.startswith(clip.NOT_TEXT)}
+        weights = {prefix + key: value for key, value in weights.items() if not key.startswith(NOT_TEXT)}
     weights = {f"module.{key}": value for key, value in weights.items()} if prefix == "module." else weights
     path = tmp_path / f"open_clip_model{suffix}"
     if suffix == ".safetensors":
@@ -159,8 +160,8 @@ def test_a_local_file_of_a_named_model_gives_its_encode_text(
 
 @pytest.mark.parametrize(("tag", "quick"), [("openai", True), ("laion2b_s34b_b79k", False)])
 def test_the_tag_settles_the_activation(monkeypatch: pytest.MonkeyPatch, tag: str, quick: bool) -> None:
-    monkeypatch.setattr(clip, "_read", lambda path: {})
-    monkeypatch.setattr(clip, "_fill", lambda *given: None)
+    monkeypatch.setattr(clip, "read_weights", lambda path: {})
+    monkeypatch.setattr(clip, "fill", lambda *given: None)
     with torch.device("meta"):
         encoder = ClipConfig(model="ViT-B-32", pretrained=tag, weights="file").build()
     assert encoder.architecture.quick_gelu is quick
@@ -168,8 +169,8 @@ def test_the_tag_settles_the_activation(monkeypatch: pytest.MonkeyPatch, tag: st
 
 
 def test_weights_that_could_be_of_either_activation_are_warned_of(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(clip, "_read", lambda path: {})
-    monkeypatch.setattr(clip, "_fill", lambda *given: None)
+    monkeypatch.setattr(clip, "read_weights", lambda path: {})
+    monkeypatch.setattr(clip, "fill", lambda *given: None)
     with torch.device("meta"), pytest.warns(UserWarning, match="text.pretrained=openai"):
         ClipConfig(model="ViT-B-32", weights="file").build()
 
@@ -192,7 +193,7 @@ def test_missing_weights_of_a_tag_offline_name_the_tag_and_the_way_out(monkeypat
 def test_weights_in_the_local_cache_are_taken_without_a_network(monkeypatch: pytest.MonkeyPatch) -> None:
     cached = {"open_clip_pytorch_model.bin": "/cache/open_clip_pytorch_model.bin"}
     monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: cached.get(file))
-    assert clip._fetch("ViT-L-14", "openai", "owner/repository/") == Path(cached["open_clip_pytorch_model.bin"])
+    assert clip.fetch("ViT-L-14", "openai", "owner/repository/") == Path(cached["open_clip_pytorch_model.bin"])
 
 
 class Intruder:
@@ -228,7 +229,7 @@ def test_a_bad_local_file_is_named(tmp_path: Path, name: str, content: bytes | N
     if content is not None:
         path.write_bytes(content)
     with pytest.raises(ValueError, match=told) as caught:
-        clip._read(path)
+        clip.read_weights(path)
     assert str(caught.value).startswith(str(path)) and "\n" not in str(caught.value)
 
 
@@ -236,9 +237,9 @@ def test_weights_that_do_not_fit_are_told_by_key_and_shape(text: ClipText) -> No
     weights = text.tower.state_dict()
     norm = weights.pop("ln_final.weight")
     with pytest.raises(ValueError, match=r"file .*1 missing \['ln_final\.weight'\], 1 unknown \['ln_last\.weight'\]"):
-        clip._fill(text.tower, {**weights, "ln_last.weight": norm}, "file")
+        clip.fill(text.tower, {**weights, "ln_last.weight": norm}, "file")
     with pytest.raises(ValueError, match=r"'ln_final\.weight' is \(31,\) in place of \(32,\)"):
-        clip._fill(text.tower, {**weights, "ln_final.weight": norm[1:]}, "file")
+        clip.fill(text.tower, {**weights, "ln_final.weight": norm[1:]}, "file")
 
 
 @pytest.mark.parametrize("damage", [None, "{}", "[]", "not json", '{"width": 32, "vocabulary": [1, 2]}'])

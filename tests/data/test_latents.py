@@ -1,0 +1,113 @@
+"""The latent cache on made-up latents and captions."""
+
+import json
+import pickle
+
+import pytest
+import torch
+
+from ldm.data.latents import DESCRIPTION, CacheConfig, LatentDataset, StaleCache, check_cache, write_cache
+from ldm.types import Batch, Condition, Key
+
+PRINTS = {"autoencoder": "a1", "text encoder": "t1", "data set": "d1"}
+CAPTIONS = ["one", "two words", "", "four words of text", "one", "two words", "one"]
+
+
+def encode(images):
+    return images[:, :2, ::2, ::2]
+
+
+def text(captions):
+    """As many tokens as words, and one more; each caption's states follow from its words alone."""
+    lengths = torch.tensor([len(caption.split()) + 1 for caption in captions])
+    mask = torch.arange(int(lengths.max())) < lengths[:, None]
+    seeds = [torch.Generator().manual_seed(len(caption)) for caption in captions]
+    tokens = torch.stack([torch.randn(mask.shape[1], 3, generator=seed) for seed in seeds])
+    return Condition(tokens, torch.stack([torch.randn(5, generator=seed) for seed in seeds]), mask)
+
+
+def samples(count):
+    images = torch.randn(count, 3, 4, 4, generator=torch.Generator().manual_seed(0)).half().float()
+    return images, [CAPTIONS[i % len(CAPTIONS)] for i in range(count)]
+
+
+def write(folder, count, shard=5, batch=4):
+    images, captions = samples(count)
+    loaded = (Batch(images[i : i + batch], captions[i : i + batch]) for i in range(0, count, batch))
+    write_cache(folder, loaded, encode, text, PRINTS, CacheConfig(batch=2, shard=shard))
+    return LatentDataset(folder)
+
+
+@pytest.mark.parametrize("shard", [1, 3, 4, 5, 13, 100])
+def test_every_sample_is_found_again_across_shard_boundaries(tmp_path, shard):
+    cache = write(tmp_path, 13, shard)
+    images, captions = samples(13)
+    assert len(cache) == 13
+    for i in reversed(range(13)):
+        found = cache[Key(3, i)]
+        states = text([captions[i]])
+        assert torch.equal(found.latent.float(), encode(images[i : i + 1])[0])
+        torch.testing.assert_close(found.tokens.float(), states.tokens[0], atol=2e-3, rtol=1e-3)
+        torch.testing.assert_close(found.pooled.float(), states.pooled[0], atol=2e-3, rtol=1e-3)
+
+
+@pytest.mark.parametrize(("shard", "counts"), [(5, [5, 5, 3]), (13, [13]), (4, [4, 4, 4, 1]), (100, [13])])
+def test_shards_hold_as_many_latents_as_asked_for(tmp_path, shard, counts):
+    write(tmp_path, 13, shard)
+    assert json.loads((tmp_path / DESCRIPTION).read_text())["counts"] == counts
+    assert len(list(tmp_path.glob("latents-*.safetensors"))) == len(counts)
+
+
+def test_a_caption_is_stored_once(tmp_path):
+    cache = write(tmp_path, 13)
+    assert len(cache._part("captions", "pooled")) == len(set(CAPTIONS))
+    assert len(cache._part("captions", "tokens")) == sum(len(caption.split()) + 1 for caption in set(CAPTIONS))
+
+
+def test_a_batch_pads_captions_and_masks_the_padding(tmp_path):
+    cache = write(tmp_path, 7)
+    latent, cond = cache.collate([cache[Key(0, i)] for i in (0, 3, 2)])
+    assert latent.shape == (3, 2, 2, 2) and latent.dtype == torch.float32
+    assert cond.mask.sum(dim=1).tolist() == [2, 5, 1]
+    assert cond.tokens.shape == (3, 5, 3) and not cond.tokens[~cond.mask].any()
+
+
+@pytest.mark.parametrize("name", PRINTS)
+def test_a_cache_made_by_another_part_is_refused_by_name(tmp_path, name):
+    write(tmp_path, 3)
+    check_cache(tmp_path, PRINTS)
+    with pytest.raises(StaleCache, match=f"another {name} .*{PRINTS[name]}, now other"):
+        check_cache(tmp_path, {**PRINTS, name: "other"})
+
+
+def test_a_cache_of_another_layout_is_refused(tmp_path):
+    write(tmp_path, 3)
+    path = tmp_path / DESCRIPTION
+    path.write_text(json.dumps({**json.loads(path.read_text()), "layout": 0}))
+    with pytest.raises(StaleCache, match="another layout"):
+        check_cache(tmp_path, PRINTS)
+
+
+@pytest.mark.parametrize("content", [None, "", "{", "{}", "[]"])
+def test_a_cache_without_a_whole_description_is_refused(tmp_path, content):
+    write(tmp_path, 3)
+    (tmp_path / DESCRIPTION).unlink()
+    if content is not None:
+        (tmp_path / DESCRIPTION).write_text(content)
+    with pytest.raises(StaleCache, match="not a complete latent cache"):
+        check_cache(tmp_path, PRINTS)
+
+
+def test_a_cache_may_be_sent_to_another_process(tmp_path):
+    cache = write(tmp_path, 6)
+    before = cache[Key(0, 5)]
+    sent = pickle.dumps(cache)
+    assert len(sent) < 1_000  # the files are opened there anew, not copied
+    assert torch.equal(pickle.loads(sent)[Key(0, 5)].latent, before.latent)
+
+
+@pytest.mark.parametrize("wrong", [{"use": "sometimes"}, {"batch": 0}, {"shard": 0}])
+def test_settings_of_a_cache_are_checked(wrong):
+    (value,) = wrong.values()
+    with pytest.raises(ValueError, match=str(value)):
+        CacheConfig(**wrong)
