@@ -1,13 +1,17 @@
 """What the scripts share: the options of a run, and mistakes told in one line."""
 
 import argparse
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
+import torch
+
 from ldm.config import load, to_yaml
 from ldm.run import Run
 
+DEVICE_HELP = "cpu, cuda, cuda:1, ...; the GPU if there is one when left out"
 EXAMPLES = """
 values of the configuration are set by key=value after the options:
   python scripts/{script} train_{stage}.steps=2000 train_{stage}.batch=32 out=runs/mine
@@ -16,7 +20,7 @@ values of the configuration are set by key=value after the options:
 """
 
 
-def run_script(stage: str, script: str, description: str, call: Callable[[Run, str], object]) -> None:
+def run_script(stage: str, script: str, description: str, call: Callable[[Run, torch.device], object]) -> None:
     """Parse the options of a training script, then ``call`` it with the run and the device."""
     parser = argparse.ArgumentParser(
         prog=f"python scripts/{script}",
@@ -26,7 +30,7 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, s
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a value of the configuration")
     parser.add_argument("--config", metavar="FILE", help="a YAML file, see configs/; the shapes run when left out")
-    parser.add_argument("--device", default="", help="cpu, cuda, cuda:1, ...; the GPU if there is one when left out")
+    parser.add_argument("--device", default="", help=DEVICE_HELP)
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and leave")
     args = parser.parse_intermixed_args()
     with one_line_errors():
@@ -34,7 +38,7 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, s
         if args.print_config:
             print(to_yaml(run), end="")
             return
-        made = call(run, args.device)
+        made = call(run, device_of(args.device))
         print(f"written to {made}")
 
 
@@ -43,6 +47,23 @@ def one_line_errors() -> Iterator[None]:
     """A mistake of the user's ends the program with one line and status 2; a fault of ours keeps its traceback."""
     try:
         yield
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)
     except (ValueError, FileNotFoundError, PermissionError, IsADirectoryError, NotADirectoryError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
+
+
+def device_of(name: str = "") -> torch.device:
+    """The device of that name; where none is named, this process's GPU, or the CPU on a machine without one.
+
+    Raises:
+        ValueError: this machine has no such device.
+    """
+    if not name:
+        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    try:
+        return torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} is not there ({str(error).splitlines()[0]}); try --device cpu") from error

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import PartialState
 from torch import nn
 from torch.utils.data import IterableDataset
 from tqdm import tqdm
@@ -43,7 +44,7 @@ from ldm.training.optim import TrainConfig
 VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
 
 
-def train_autoencoder(run: Run, device: str = "") -> Path:
+def train_autoencoder(run: Run, device: torch.device) -> Path:
     """Train the first stage; returns its folder."""
     config, folder = run.train_autoencoder, Path(run.out) / "autoencoder"
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
@@ -54,27 +55,28 @@ def train_autoencoder(run: Run, device: str = "") -> Path:
     return folder
 
 
-def train_clip(run: Run, device: str = "") -> Path:
+def train_clip(run: Run, device: torch.device) -> Path:
     """Train a text encoder of the run's own sizes on image-caption pairs; returns its folder."""
     config, folder = run.train_clip, Path(run.out) / "text"
     torch.manual_seed(config.seed)
     data = run.data.build("train"), run.data.build("val")
-    vocabulary = Vocabulary.of(_captions(data[0], config))
+    vocabulary = Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))
     print(f"a vocabulary of {len(vocabulary)} tokens")
     task = ClipTask(run.text, vocabulary, run.data.size, *data, config, lambda text: save_text(text, folder))
     _train(task, config, run, device)
     return folder
 
 
-def train_ldm(run: Run, device: str = "") -> Path:
+def train_ldm(run: Run, device: torch.device) -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
     config, folder = run.train_ldm, Path(run.out) / "model"
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
-    run, autoencoder, text = frozen_stages(run, device_of(device))
+    run, autoencoder, text = frozen_stages(run, device)
     network = build_denoiser(run, autoencoder, text)
     if cache_pays(run, train_data):
-        train_data = cache_latents(run, autoencoder, text, train_data)
+        with PartialState(cpu=device.type == "cpu").main_process_first():  # one process writes, the others read
+            train_data = cache_latents(run, autoencoder, text, train_data)
     frozen = autoencoder, text, run.schedule.build(), run.process, run.sample
     task = DenoiserTask(
         network, *frozen, train_data, val, config, lambda net: save_model(net, autoencoder, text, run, folder)
@@ -83,12 +85,7 @@ def train_ldm(run: Run, device: str = "") -> Path:
     return folder
 
 
-def device_of(asked: str) -> torch.device:
-    """The device of that name, the GPU if there is one where none is named."""
-    return torch.device(asked or ("cuda" if torch.cuda.is_available() else "cpu"))
-
-
-def _train(task: Task, config: TrainConfig, run: Run, device: str) -> None:
+def _train(task: Task, config: TrainConfig, run: Run, device: torch.device) -> None:
     trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
     print(f"{task.name}: {trained / 1e6:.2f} M parameters")
     folder = Path(run.out) / "training" / task.name
@@ -155,10 +152,6 @@ def _stage(run: Run, name: str, script: str) -> Path:
         return folder
     print(f"{folder} is not there: taking the shipped model's {name} ({script} trains one of this run's own)")
     return shipped_model() / name
-
-
-def _captions(data: Any, config: TrainConfig) -> list[str]:
-    return [caption for batch in first_batches(data, config.batch, VOCABULARY_SAMPLES) for caption in batch.captions]
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -3,7 +3,7 @@
 Legend: B batch, C channels, H W height and width, L text tokens, D token width, P pooled width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from math import inf, log
 from typing import NamedTuple, Protocol
@@ -136,6 +136,10 @@ class Dataset(Protocol):
     def __len__(self) -> int: ...
 
     def __getitem__(self, key: Key) -> Sample: ...
+
+    def captions(self, count: int) -> Iterable[str]:
+        """The captions of the first ``count`` samples, without their pictures where that is possible."""
+        ...
 
     def fingerprint(self) -> str:
         """A string that changes when the samples would: what a latent cache is checked against."""

@@ -2,13 +2,15 @@
 
 from pathlib import Path
 
+import torch
+
 from ldm.cli import run_script
 from ldm.run import Run
-from ldm.stages import cache_latents, device_of, frozen_stages
+from ldm.stages import cache_latents, frozen_stages
 
 
-def cache(run: Run, device: str) -> Path:
-    run, autoencoder, text = frozen_stages(run, device_of(device))
+def cache(run: Run, device: torch.device) -> Path:
+    run, autoencoder, text = frozen_stages(run, device)
     return cache_latents(run, autoencoder, text, run.data.build("train")).folder
 
 

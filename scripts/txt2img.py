@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ldm.cli import one_line_errors
+from ldm.cli import DEVICE_HELP, device_of, one_line_errors
 from ldm.data.transforms import to_images
 from ldm.folders import load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
@@ -37,7 +37,7 @@ def parse() -> argparse.Namespace:
     how.add_argument("--scale", "--guidance_scale", type=float, help="classifier-free guidance; 1 is none")
     how.add_argument("--eta", "--ddim_eta", type=float, help="noise of ddim: 0 none, 1 as ddpm")
     how.add_argument("--batch", type=int, help="images drawn at once; does not change them")
-    how.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu", help="cpu, cuda, cuda:1, ...")
+    how.add_argument("--device", default="", help=DEVICE_HELP)
     how.add_argument("--precision", choices=sorted(DTYPES), default="fp32", help="of the networks")
     where = parser.add_argument_group("where to")
     where.add_argument("--outdir", "--out", type=Path, default=Path("outputs"), help="folder of the numbered images")
@@ -126,14 +126,6 @@ def settle(
     sampling = replace(sampling, **{name: value for name, value in given.items() if value is not None})
     size = (args.height if args.height is not None else size[0], args.width if args.width is not None else size[1])
     return sampling, size, args.seed if args.seed is not None else seed
-
-
-def device_of(name: str) -> torch.device:
-    """The device of that name, or a ValueError where this machine has none."""
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} is not there ({str(error).splitlines()[0]}); try --device cpu") from error
 
 
 if __name__ == "__main__":

@@ -35,11 +35,14 @@ class Folder(ImageFiles):
             raise ValueError(f"there is no folder '{config.path}'; set data.path to the folder that holds the pictures")
         found = find_captions(self.root, list_files(self.root))
         self.names = list(found)
-        self.captions = list(found.values())
+        self.listed = list(found.values())
         super().__init__(config, split, self.names, where=config.path)
 
-    def read(self, row: int) -> tuple[Image.Image, list[str]]:
-        return read_image(self.root / self.names[row]), self.captions[row]
+    def picture(self, row: int) -> Image.Image:
+        return read_image(self.root / self.names[row])
+
+    def texts(self, row: int) -> list[str]:
+        return self.listed[row]
 
     def label(self, row: int) -> str:
         return str(self.root / self.names[row])
@@ -47,7 +50,7 @@ class Folder(ImageFiles):
     def content(self) -> Iterator[object]:
         for row in self.chosen:
             stat = (self.root / self.names[row]).stat()
-            yield self.names[row], stat.st_size, stat.st_mtime_ns, self.captions[row]
+            yield self.names[row], stat.st_size, stat.st_mtime_ns, self.listed[row]
 
 
 def list_files(root: Path) -> list[str]:

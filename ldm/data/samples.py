@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import blake2b
 
@@ -54,8 +55,12 @@ class ImageFiles(ABC):
         self.broken: set[int] = set()  # rows, so that each is read and counted once
 
     @abstractmethod
-    def read(self, row: int) -> tuple[Image.Image, list[str]]:
-        """The picture and all captions of the sample listed at ``row``; raises BrokenSample."""
+    def picture(self, row: int) -> Image.Image:
+        """The picture of the sample listed at ``row``; raises BrokenSample."""
+
+    @abstractmethod
+    def texts(self, row: int) -> list[str]:
+        """All captions of the sample listed at ``row``; raises BrokenSample."""
 
     @abstractmethod
     def label(self, row: int) -> str:
@@ -86,7 +91,7 @@ class ImageFiles(ABC):
             if row in self.broken:
                 continue
             try:
-                image, captions = self.read(row)
+                image, captions = self.picture(row), self.texts(row)
             except BrokenSample as error:
                 self.broken.add(row)
                 self.tally.count_broken(self.label(row), error)
@@ -94,6 +99,12 @@ class ImageFiles(ABC):
             self.tally.read += 1
             return Sample(self.transform(image, rng), captions[rng.integers(len(captions))])
         raise ValueError(f"none of the {len(self)} samples of '{self.split}' can be read")
+
+    def captions(self, count: int) -> Iterator[str]:
+        """The captions of the first ``count`` samples, without their pictures."""
+        for row in self.chosen[:count]:
+            with suppress(BrokenSample):
+                yield from self.texts(int(row))
 
     def fingerprint(self) -> str:
         """A short hash of the stored samples, the split and the settings that shape a sample."""

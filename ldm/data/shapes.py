@@ -1,5 +1,6 @@
 """The drawn, captioned data set: sample ``index`` is a pure function of (seed, split, index), so nothing is stored."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,6 +55,10 @@ class Shapes:
         rng = np.random.default_rng([self.config.seed, SPLITS[self.split], index])
         statement = draw_statement(rng)
         return draw_scene(statement, rng), caption(statement, rng), statement
+
+    def captions(self, count: int) -> Iterator[str]:
+        """The first ``count`` captions, without drawing their pictures."""
+        return (self.scene(index)[1] for index in range(min(count, len(self))))
 
     def fingerprint(self) -> str:
         return f"shapes-v{VERSION}-{self.split}-{self.config.size}px-seed{self.config.seed}-{len(self)}"

@@ -78,10 +78,13 @@ class Shards(ImageFiles):
         self.table = np.array(table, dtype=np.int64)  # (samples, 6): shard, then Row without its key
         super().__init__(config, split, names, where=config.path)
 
-    def read(self, row: int) -> tuple[Image.Image, list[str]]:
-        shard, image, image_size, caption, caption_size, kind = (int(number) for number in self.table[row])
-        captions = parse_captions(read_at(self.shards[shard], caption, caption_size), KINDS[kind])
-        return read_image(read_at(self.shards[shard], image, image_size)), captions
+    def picture(self, row: int) -> Image.Image:
+        shard, image, size, *_ = (int(number) for number in self.table[row])
+        return read_image(read_at(self.shards[shard], image, size))
+
+    def texts(self, row: int) -> list[str]:
+        shard, _, _, caption, size, kind = (int(number) for number in self.table[row])
+        return parse_captions(read_at(self.shards[shard], caption, size), KINDS[kind])
 
     def label(self, row: int) -> str:
         return f"the picture at byte {self.table[row, 1]} of {self.shards[self.table[row, 0]]}"

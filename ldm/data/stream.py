@@ -6,6 +6,7 @@ Only image, .txt and .json members are looked at, and they are decoded here: web
 import logging
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path, PurePosixPath
 from random import Random
 from typing import Any
@@ -101,6 +102,10 @@ class Stream(IterableDataset[Sample]):
             raw = wds.shuffle(self.config.shuffle, rng=rng)(self._raw(mine))
             yield from self._decoded(raw, epoch)
             epoch += 1
+
+    def captions(self, count: int) -> Iterator[str]:
+        """The captions of the first ``count`` samples."""
+        return (sample.caption for sample in islice(self, count))
 
     def _dealt_out(self, urls: list[str]) -> list[str]:
         """The archives of this rank and worker."""

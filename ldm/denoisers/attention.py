@@ -21,7 +21,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backe
     fused kernel, "xformers" that library's (or "sdpa", with a warning, where it does not run), "math" plain matrix
     products, and "auto" the faster of "sdpa" and "math".
     """
-    q, k = q.to(v.dtype), k.to(v.dtype)  # normalised queries and keys leave autocast in float32
+    q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm may return float32
     if backend == "auto":
         backend = _fastest(q, k)
     if backend == "xformers" and _xformers_runs(q.device):
@@ -76,6 +76,13 @@ def _xformers_runs(device: torch.device) -> bool:
     return True
 
 
+class RMSNorm(nn.RMSNorm):
+    """x / rms(x) * weight in x's dtype: PyTorch's fused kernel refuses a weight of another dtype, as under autocast."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.rms_norm(x, self.normalized_shape, self.weight.to(x.dtype), self.eps)
+
+
 class SelfAttention(nn.Module):
     """Tokens attend to one another: (B, N, D) -> (B, N, D)."""
 
@@ -84,8 +91,8 @@ class SelfAttention(nn.Module):
         self.heads = heads
         self.backend = backend
         self.qkv = nn.Linear(width, 3 * width, bias=bias)
-        self.q_norm = nn.RMSNorm(width // heads) if qk_norm else nn.Identity()
-        self.k_norm = nn.RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor) -> Tensor:
@@ -103,7 +110,7 @@ class CrossAttention(nn.Module):
         self.heads = heads
         self.backend = backend
         self.q = nn.Linear(width, width, bias=bias)
-        self.q_norm = nn.RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.q_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:
@@ -122,7 +129,7 @@ class KeysValues(nn.Module):
         super().__init__()
         self.heads = heads
         self.kv = nn.Linear(text_width, 2 * width, bias=bias)
-        self.k_norm = nn.RMSNorm(width // heads) if qk_norm else nn.Identity()
+        self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
 
     def forward(self, text: Tensor) -> tuple[Tensor, Tensor]:
         k, v = rearrange(self.kv(text), "b l (two h d) -> two b h l d", two=2, h=self.heads)  # 2 (B, h, L, d)

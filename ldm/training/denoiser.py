@@ -20,6 +20,14 @@ from ldm.types import Batch, Schedule, TextEncoder
 NUM_PICTURES = 16  # in a sample grid
 
 
+def evenly_spread(count: int, generator: torch.Generator) -> Tensor:
+    """Times (count,), each uniform on (0, 1] and together evenly spread (Kingma et al. 2021, arXiv:2107.00630, I.1).
+
+    The loss so varies less from batch to batch than with independent times.
+    """
+    return 1 - (torch.rand(1, generator=generator) + torch.arange(count) / count) % 1
+
+
 class DenoiserTask:
     """``train`` yields ``Latents`` (from the cache) or ``Batch`` (encoded here, as they come)."""
 
@@ -57,7 +65,8 @@ class DenoiserTask:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
         cond = drop_text(cond, self.null, self.process.text_dropout, generator)
-        each = self._each(network, Latents(latent, cond), torch.rand(len(latent), generator=generator), generator)
+        t = evenly_spread(len(latent), generator)
+        each = self._each(network, Latents(latent, cond), t, generator)
         return each.mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:

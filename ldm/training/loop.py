@@ -63,7 +63,7 @@ class Trainer:
     checkpoint. Everything random is a function of (seed, step, rank), so a resumed run goes on as if never stopped.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path, *, described: str = "", device: str = "") -> None:
+    def __init__(self, task: Task, config: TrainConfig, folder: Path, *, described: str, device: torch.device) -> None:
         self.task, self.config, self.folder, self.described = task, config, folder, described
         self.accelerator = _accelerator(config, folder, device)
         self.network = task.network.to(self.accelerator.device)
@@ -144,7 +144,7 @@ class Trainer:
         norm = accelerator.clip_grad_norm_(self.network.parameters(), config.clip or float("inf"))
         self._update(norm)
         self.step += 1
-        self.schedule.step(self.step)
+        self.schedule.step()
         return {"loss": total, **figures, "gradient_norm": norm}
 
     def _update(self, norm: Tensor) -> None:
@@ -215,13 +215,12 @@ class Trainer:
         return int(self.accelerator.gather(torch.tensor([caught], device=self.accelerator.device)).max())
 
 
-def _accelerator(config: TrainConfig, folder: Path, device: str) -> Accelerator:
-    on = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    if on.index is not None:
-        torch.cuda.set_device(on)
-    precision = resolve_precision(config.precision, on)
+def _accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    precision = resolve_precision(config.precision, device)
     made = Accelerator(
-        cpu=on.type == "cpu",
+        cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,
         log_with=config.tracker or None,
         project_dir=folder,

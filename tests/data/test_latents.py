@@ -21,9 +21,9 @@ def text(captions):
     """As many tokens as words, and one more; each caption's states follow from its words alone."""
     lengths = torch.tensor([len(caption.split()) + 1 for caption in captions])
     mask = torch.arange(int(lengths.max())) < lengths[:, None]
-    seeds = [torch.Generator().manual_seed(len(caption)) for caption in captions]
-    tokens = torch.stack([torch.randn(mask.shape[1], 3, generator=seed) for seed in seeds])
-    return Condition(tokens, torch.stack([torch.randn(5, generator=seed) for seed in seeds]), mask)
+    phase = torch.tensor([float(len(caption)) for caption in captions])[:, None]
+    tokens = torch.sin(phase[..., None] + torch.arange(mask.shape[1] * 3).view(-1, 3))
+    return Condition(tokens, torch.cos(phase + torch.arange(5)), mask)
 
 
 def samples(count):
@@ -96,6 +96,19 @@ def test_a_cache_without_a_whole_description_is_refused(tmp_path, content):
         (tmp_path / DESCRIPTION).write_text(content)
     with pytest.raises(StaleCache, match="not a complete latent cache"):
         check_cache(tmp_path, PRINTS)
+
+
+@pytest.mark.parametrize("damage", ["missing", "truncated"])
+@pytest.mark.parametrize("name", ["latents-00001.safetensors", "captions.safetensors"])
+def test_a_damaged_file_of_a_cache_is_named(tmp_path, name, damage):
+    write(tmp_path, 9)
+    path = tmp_path / name
+    if damage == "missing":
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises((ValueError, FileNotFoundError), match=name):
+        LatentDataset(tmp_path)[Key(0, 7)]
 
 
 def test_a_cache_may_be_sent_to_another_process(tmp_path):

@@ -13,6 +13,8 @@ from ldm.stages import cache_latents, frozen_stages, train_autoencoder, train_cl
 from ldm.training.checkpoint import BrokenFile, newest, read_tensors, saved
 from ldm.training.log import read
 
+CPU = torch.device("cpu")
+
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory):
@@ -21,9 +23,8 @@ def trained(tmp_path_factory):
 
     torch.set_num_threads(1)
     run = load(Run, None, [*TINY, f"out={tmp_path_factory.mktemp('run')}"])
-    train_autoencoder(run)
-    train_clip(run)
-    train_ldm(run)
+    for train in (train_autoencoder, train_clip, train_ldm):
+        train(run, CPU)
     return run
 
 
@@ -58,12 +59,12 @@ def test_every_stage_logs_validates_draws_and_plots(trained):
 def test_a_run_stopped_at_half_goes_on_to_the_same_weights(trained, tmp_path, tiny):
     whole = read_tensors(newest(Path(trained.out, "training", "autoencoder", "state")) / "weights.safetensors")
     common = [*tiny, f"out={tmp_path}", "train_autoencoder.decay=constant"]
-    train_autoencoder(load(Run, None, [*common, "train_autoencoder.steps=2"]))
-    train_autoencoder(load(Run, None, [*common, "train_autoencoder.steps=4"]))
+    train_autoencoder(load(Run, None, [*common, "train_autoencoder.steps=2"]), CPU)
+    train_autoencoder(load(Run, None, [*common, "train_autoencoder.steps=4"]), CPU)
     state = tmp_path / "training" / "autoencoder" / "state"
     stopped = read_tensors(newest(state) / "weights.safetensors")
     straight = tmp_path / "straight"
-    train_autoencoder(load(Run, None, [*common, f"out={straight}"]))
+    train_autoencoder(load(Run, None, [*common, f"out={straight}"]), CPU)
     state = straight / "training" / "autoencoder" / "state"
     for key, value in read_tensors(newest(state) / "weights.safetensors").items():
         assert torch.equal(value, stopped[key]), key
@@ -73,7 +74,7 @@ def test_a_run_stopped_at_half_goes_on_to_the_same_weights(trained, tmp_path, ti
 def test_the_latents_have_zero_mean_and_unit_variance(trained):
     from ldm.data.loader import first_batches
 
-    _, autoencoder, _ = frozen_stages(trained, torch.device("cpu"))
+    _, autoencoder, _ = frozen_stages(trained, CPU)
     (batch,) = first_batches(trained.data.build("train"), 64, 64)
     latent = autoencoder.encode(batch.image)
     torch.testing.assert_close(latent.mean(dim=(0, 2, 3)), torch.zeros(latent.shape[1]), atol=0.02, rtol=0)
@@ -83,7 +84,7 @@ def test_the_latents_have_zero_mean_and_unit_variance(trained):
 def test_a_cached_batch_equals_an_encoded_one(trained):
     from ldm.types import Key
 
-    run, autoencoder, text = frozen_stages(trained, torch.device("cpu"))
+    run, autoencoder, text = frozen_stages(trained, CPU)
     data = run.data.build("train")
     cache = cache_latents(run, autoencoder, text, data)
     assert len(cache) == len(data)
@@ -100,14 +101,14 @@ def test_a_cached_batch_equals_an_encoded_one(trained):
 def test_captions_are_cached_once(trained):
     from safetensors import safe_open
 
-    run, *_ = frozen_stages(trained, torch.device("cpu"))
+    run, *_ = frozen_stages(trained, CPU)
     captions = {run.data.build("train").scene(i)[1] for i in range(64)}
     with safe_open(f"{run.out}/cache/captions.safetensors", framework="pt") as file:
         assert len(file.get_tensor("pooled")) == len(captions)
 
 
 def test_a_cache_of_another_data_set_or_autoencoder_is_refused(trained):
-    run, autoencoder, text = frozen_stages(trained, torch.device("cpu"))
+    run, autoencoder, text = frozen_stages(trained, CPU)
     other = load(Run, None, ["data.seed=9", "data.length=64"]).data.build("train")
     with pytest.raises(StaleCache, match="data set"):
         cache_latents(run, autoencoder, text, other)
@@ -118,7 +119,7 @@ def test_a_cache_of_another_data_set_or_autoencoder_is_refused(trained):
 
 def test_training_without_a_cache_works_too(tiny, tmp_path):
     run = load(Run, None, [*tiny, f"out={tmp_path}", "cache.use=never", "train_ldm.steps=1"])
-    train_ldm(run)
+    train_ldm(run, CPU)
     assert not (tmp_path / "cache").exists()
     assert (tmp_path / "model" / "denoiser.safetensors").exists()
 

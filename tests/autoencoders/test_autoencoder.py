@@ -1,0 +1,126 @@
+"""The first stage, with every bottleneck: sizes, latent statistics, gradients, and one batch learned by heart."""
+
+from math import log10
+
+import pytest
+import torch
+
+from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, ReconstructionConfig
+from ldm.data.loader import first_batches
+from ldm.data.shapes import ShapesConfig
+
+FACTORS = [(1, [1], 1), (4, [1], 4), (1, [1, 2], 2), (2, [1, 1, 2], 8)]  # patch, multipliers, factor
+
+
+def build(bottleneck="kl", **options):
+    config = AutoencoderConfig(**{"channels": 3, "width": 8, "multipliers": [1], "blocks": 1, "patch": 4, **options})
+    return config.build(BOTTLENECKS[bottleneck]().build(config.channels))
+
+
+def pictures(count=8, size=32):
+    (batch,) = first_batches(ShapesConfig(size=size).build("train"), count, count)
+    return batch.image
+
+
+@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize(("patch", "multipliers", "factor"), FACTORS)
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_latents_are_smaller_by_the_factor_and_images_come_back_whole(bottleneck, patch, multipliers, factor, channels):
+    network = build(bottleneck, patch=patch, multipliers=multipliers, channels=channels)
+    assert network.factor == factor
+    image = torch.rand(2, 3, 16, 24) * 2 - 1
+    latent = network.encode(image)
+    assert latent.shape == (2, channels, 16 // factor, 24 // factor)
+    decoded, code = network(image)
+    assert decoded.shape == network.decode(latent).shape == image.shape
+    assert code.z.shape == latent.shape and code.penalty.shape == ()
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_measuring_gives_latents_of_zero_mean_and_unit_variance(bottleneck):
+    network = build(bottleneck)
+    image = pictures(22)
+    network.measure([image[:7], image[7:8], image[8:]])
+    latent = network.encode(image).transpose(0, 1).flatten(1)
+    torch.testing.assert_close(latent.mean(dim=1), torch.zeros(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(latent.std(dim=1, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_mean_and_std_do_not_change_what_comes_back(bottleneck):
+    network = build(bottleneck)
+    image = pictures(2)
+    before = network.decode(network.encode(image))
+    network.mean.copy_(torch.tensor([0.5, -3, 0]).view(-1, 1, 1))
+    network.std.copy_(torch.tensor([2, 0.1, 7]).view(-1, 1, 1))
+    torch.testing.assert_close(network.decode(network.encode(image)), before, atol=1e-5, rtol=1e-5)
+
+
+def test_mean_and_std_travel_with_the_weights():
+    network, other = build(), build()
+    network.measure([pictures()])
+    other.load_state_dict(network.state_dict())
+    assert torch.equal(other.encode(pictures(2)), network.encode(pictures(2)))
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_encoding_draws_nothing_at_random(bottleneck):
+    network = build(bottleneck)
+    assert torch.equal(network.encode(pictures(2)), network.encode(pictures(2)))
+
+
+@pytest.mark.parametrize("size", [(30, 32), (32, 30), (2, 2)])
+def test_sides_that_are_no_multiples_of_the_factor_are_refused(size):
+    with pytest.raises(ValueError, match=rf"{size[1]} x {size[0]} pixels: sides must be multiples of 4"):
+        build().encode(torch.zeros(1, 3, *size))
+
+
+def test_decoded_images_stay_in_range():
+    assert build().decode(100 * torch.randn(2, 3, 4, 4)).abs().max() == 1
+
+
+@pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_every_parameter_is_trained(bottleneck, attention):
+    network = build(bottleneck, width=64, multipliers=[1, 2], attention=attention)  # norms of two channels a group
+    decoded, code = network(pictures(2))
+    (decoded.square().mean() + code.penalty).backward()
+    still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert not still
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_one_batch_is_learned_by_heart(bottleneck):
+    network = build(bottleneck, width=32, channels=4)
+    image = pictures(4)
+    opt = torch.optim.Adam(network.parameters(), lr=3e-3)
+    for _ in range(75):
+        decoded, code = network(image)
+        opt.zero_grad()
+        ((decoded - image).square().mean() + code.penalty).backward()
+        opt.step()
+    with torch.no_grad():
+        error = (network.decode(network.encode(image)) - image).square().mean().item()
+    assert 10 * log10(4 / error) > 25  # dB, peak to peak 2
+
+
+def test_the_reconstruction_loss_is_the_weighted_sum_of_its_terms():
+    image, decoded = torch.randn(2, 2, 3, 4, 4)
+    total, terms = ReconstructionConfig(l1=0.5, l2=2.0).build()(image, decoded)
+    torch.testing.assert_close(terms["l1"], torch.nn.functional.l1_loss(decoded, image))
+    torch.testing.assert_close(terms["l2"], torch.nn.functional.mse_loss(decoded, image))
+    torch.testing.assert_close(total, 0.5 * terms["l1"] + 2 * terms["l2"])
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"patch": 3}, {"patch": 0}, {"channels": 0}, {"width": -1}, {"multipliers": []}, {"multipliers": [1, 0]}]
+)
+def test_sizes_that_cannot_be_built_are_refused(wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        AutoencoderConfig(**wrong)
+
+
+@pytest.mark.parametrize("wrong", [{"l1": -1.0}, {"l1": 0.0}, {"l2": float("nan")}])
+def test_reconstruction_weights_are_checked(wrong):
+    with pytest.raises(ValueError, match="at least 0 and not all 0"):
+        ReconstructionConfig(**wrong)

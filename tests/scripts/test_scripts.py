@@ -1,0 +1,245 @@
+"""The scripts as a user calls them: the whole chain, the options of txt2img.py, mistakes, and a run that is stopped."""
+
+import io
+import os
+import re
+import runpy
+import signal
+import subprocess
+import sys
+import time
+from contextlib import redirect_stderr, redirect_stdout
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from PIL import Image
+
+from ldm.config import load
+from ldm.folders import load_model
+from ldm.metadata import read_settings
+from ldm.run import Run
+from ldm.training.checkpoint import newest
+from ldm.training.log import read
+
+SCRIPTS = Path(__file__).parents[2] / "scripts"
+CHAIN = ("train_autoencoder.py", "train_clip.py", "cache_latents.py", "train_ldm.py")
+
+
+def call(script, *args):
+    """(exit status, output, errors) of a script, run in this process."""
+    out, err, status = io.StringIO(), io.StringIO(), 0
+    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
+        patch.setattr(sys, "argv", [script, *map(str, args)])
+        try:
+            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
+        except SystemExit as end:
+            status = end.code
+    return status, out.getvalue(), err.getvalue()
+
+
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory):
+    """A model trained by the scripts on tiny settings, and what each of them printed."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("run")
+    printed = {}
+    for script in CHAIN:
+        status, printed[script], errors = call(script, *TINY, f"out={folder}")
+        assert status == 0, errors
+    return SimpleNamespace(folder=folder, model=folder / "model", printed=printed)
+
+
+@pytest.fixture
+def draw(chain, tmp_path):
+    """Calls txt2img.py with the chain's model; returns the images in the folder, oldest first."""
+
+    def drawn(*args, folder=tmp_path / "images", expected=0):
+        status, _, errors = call("txt2img.py", "--ckpt", chain.model, "--outdir", folder, *args)
+        assert status == expected, errors
+        return sorted(folder.glob("*.png"))
+
+    return drawn
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image).astype(int)
+
+
+def assert_one_line(result, says):
+    status, _, errors = result
+    assert status == 2
+    assert errors.startswith("error: ") and errors.count("\n") == 1
+    assert says in errors
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
+def test_every_script_explains_itself(script):
+    status, out, _ = call(script, "--help")
+    assert status == 0 and out.startswith("usage:")
+
+
+def test_each_script_says_what_it_wrote_and_uses_what_came_before(chain):
+    written = [chain.printed[script].splitlines()[-1] for script in CHAIN]
+    assert written == [f"written to {chain.folder / name}" for name in ("autoencoder", "text", "cache", "model")]
+    assert "matches and is used again" in chain.printed["train_ldm.py"]
+    assert not any("shipped" in text for text in chain.printed.values())
+
+
+def test_prompts_and_samples_come_in_order_each_with_the_next_seed(draw, tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_bytes("\ufeffa ring\n\n  two hearts  \n".encode())
+    images = draw("--prompt", "a star", "--from-file", prompts, "--n_samples", 2, "--seed", 7)
+    assert [path.name for path in images] == [f"{i:05d}.png" for i in range(6)]
+    said = [(read_settings(path).prompt, read_settings(path).seed) for path in images]
+    prompts = ["a star", "a star", "a ring", "a ring", "two hearts", "two hearts"]
+    assert said == list(zip(prompts, range(7, 13), strict=True))
+
+
+def test_a_second_call_goes_on_numbering_and_overwrites_nothing(draw):
+    first = draw("--prompt", "a star", "a ring")
+    kept = [path.read_bytes() for path in first]
+    both = draw("--prompt", "a heart", "--grid")
+    assert [path.name for path in both] == ["00000.png", "00001.png", "00002.png", "grid-00002.png"]
+    assert [path.read_bytes() for path in first] == kept
+
+
+def test_an_image_is_drawn_again_from_the_settings_in_it(draw, tmp_path):
+    settings = ("--sampler", "ddpm", "--steps", 3, "--scale", 2.5, "--negative-prompt", "blue", "--H", 48, "--W", 80)
+    one = draw("--prompt", "a star", "a ring", "a heart", *settings, "--seed", 5)[1]
+    (again,) = draw("--from-image", one, folder=tmp_path / "again")
+    assert read_settings(again) == read_settings(one)
+    assert pixels(again).shape == (48, 80, 3)
+    assert abs(pixels(again) - pixels(one)).max() <= 1  # a batch of another size rounds differently
+    (alone,) = draw("--from-image", again, folder=tmp_path / "alone")
+    assert np.array_equal(pixels(alone), pixels(again))
+
+
+def test_settings_of_an_image_may_be_changed(draw, tmp_path):
+    (one,) = draw("--prompt", "a star", "--seed", 5)
+    (other,) = draw("--from-image", one, "--steps", 3, "--prompt", "a ring", folder=tmp_path / "other")
+    settings = read_settings(other)
+    assert (settings.prompt, settings.steps, settings.seed) == ("a ring", 3, 5)
+
+
+@pytest.mark.parametrize(("steps", "scale"), [("--ddim_steps", "--scale"), ("--num_inference_steps", "--guidance_scale")])
+def test_options_go_by_the_names_of_other_programs_too(draw, steps, scale):
+    (image,) = draw("--prompt", "a star", steps, 3, scale, 1.5, "--ddim_eta", 0.5)
+    settings = read_settings(image)
+    assert (settings.steps, settings.scale, settings.eta) == (3, 1.5, 0.5)
+
+
+def test_any_prompt_gives_an_image_with_a_safe_name(draw):
+    prompts = ["", "🟥 звезда", "../../etc/passwd", "C:\\x", "x" * 5_000, "two\nlines", "%s {} $HOME"]
+    images = draw("--prompt", *prompts)
+    assert [path.name for path in images] == [f"{i:05d}.png" for i in range(len(prompts))]
+    assert [read_settings(path).prompt for path in images] == prompts
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("--prompt a --steps 0", "steps 0"),
+        ("--prompt a --scale nan", "scale nan"),
+        ("--prompt a --eta 2", "eta 2.0"),
+        ("--prompt a --H 62", "height 62 is not a multiple"),
+        ("--prompt a --W 0", "width 0 is not a multiple"),
+        ("--prompt a --H 1000000", "height 1000000 is not a multiple"),
+        ("--prompt a --n_samples 0", "--n_samples 0"),
+        ("--prompt a --batch 0", "batch 0"),
+        ("--prompt a --seed 99999999999999999999", "seed 99999999999999999999"),
+        ("--prompt a --device abacus", "--device abacus"),
+        ("--prompt a --ckpt nowhere", "nowhere is not a model folder"),
+        ("--from-file nowhere.txt", "nowhere.txt"),
+        ("--from-image nowhere.png", "nowhere.png"),
+        (f"--from-image {__file__}", "test_scripts.py is not a readable image"),
+        ("", "nothing to draw"),
+    ],
+)
+def test_a_mistake_is_told_in_one_line_before_anything_is_written(chain, tmp_path, args, says):
+    folder = tmp_path / "images"
+    args = ("--ckpt", chain.model, "--outdir", folder, *args.split())
+    assert_one_line(call("txt2img.py", *args), says)
+    assert not folder.exists()
+
+
+def test_a_file_in_the_place_of_the_output_folder_is_told_in_one_line(chain, tmp_path):
+    (tmp_path / "images").touch()
+    args = ("--ckpt", chain.model, "--prompt", "a", "--outdir", tmp_path / "images")
+    assert_one_line(call("txt2img.py", *args), "images")
+
+
+@pytest.mark.parametrize("script", CHAIN)
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("train_ldm.stepz=3", "did you mean 'steps'?"),
+        ("--config nowhere.yaml", "no configuration file nowhere.yaml"),
+        ("--device abacus", "--device abacus"),
+    ],
+)
+def test_a_mistake_in_a_configuration_is_told_in_one_line(tmp_path, script, args, says):
+    assert_one_line(call(script, f"out={tmp_path / 'run'}", *args.split()), says)
+    assert not (tmp_path / "run").exists()
+
+
+def test_the_printed_configuration_is_that_of_the_run(tmp_path):
+    _, out, _ = call("train_ldm.py", "--print-config", *TINY, "denoiser.patch=4")
+    (tmp_path / "run.yaml").write_text(out)
+    assert load(Run, tmp_path / "run.yaml") == load(Run, None, [*TINY, "denoiser.patch=4"])
+
+
+def test_the_model_that_comes_with_the_package_draws(tmp_path):
+    status, _, errors = call("txt2img.py", "--prompt", "a red star", "--steps", 2, "--outdir", tmp_path)
+    assert status == 0, errors
+    assert pixels(tmp_path / "00000.png").shape == (64, 64, 3)
+
+
+def last_step(log):
+    return max((line["step"] for line in read(log)), default=0)
+
+
+def interrupt(command, log, number):
+    """Start ``command``, send it the signal once it has made three steps; returns its exit status and errors."""
+    steps, patience = last_step(log) + 3, time.monotonic() + 300
+    env = {**os.environ, "OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, env=env) as process:
+        try:
+            while last_step(log) < steps and process.poll() is None and time.monotonic() < patience:
+                time.sleep(0.1)
+            process.send_signal(number)
+            _, errors = process.communicate(timeout=120)
+        finally:
+            process.kill()
+    return process.returncode, errors
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals")
+def test_a_run_that_is_interrupted_saves_and_the_same_command_goes_on_from_there(tmp_path):
+    endless = ("steps=1000000", "save_every=1000000", "validate_every=1000000", "sample_every=1000000")
+    command = [sys.executable, SCRIPTS / "train_autoencoder.py", *TINY, f"out={tmp_path}"]
+    command += [f"train_autoencoder.{setting}" for setting in endless]
+    training = tmp_path / "training" / "autoencoder"
+    stopped = []
+    for number, status in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):
+        code, errors = interrupt(command, training / "log.jsonl", number)
+        assert code == status, errors
+        stopped.append(int(re.search(r"stopped at step (\d+)", errors)[1]))
+        assert newest(training / "state").name == f"step-{stopped[-1]:08d}"
+        assert (tmp_path / "autoencoder" / "manifest.json").is_file()
+    assert 3 <= stopped[0] < stopped[1]
+    steps = [line["step"] for line in read(training / "log.jsonl") if "loss" in line]
+    assert steps == list(range(1, stopped[1] + 1))
+
+
+def test_the_trained_folder_is_all_that_drawing_needs(chain, tmp_path):
+    moved = chain.model.rename(tmp_path / "elsewhere")
+    try:
+        image, _ = next(load_model(moved)(["a star"]))
+    finally:
+        moved.rename(chain.model)
+    assert image.shape == (1, 3, 64, 64)

@@ -1,0 +1,189 @@
+"""Text to image with a tiny model of random weights: what an image depends on, and what it does not."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from ldm.config import load
+from ldm.denoisers import DENOISERS
+from ldm.folders import build_denoiser, save_model
+from ldm.pipeline import MAX_SIDE, SampleConfig, TextToImage
+from ldm.run import Run
+from ldm.samplers import SAMPLERS
+from ldm.text.clip import ClipText, build_clip
+from ldm.text.vocabulary import Vocabulary
+from ldm.training.checkpoint import BrokenFile
+
+PROMPTS = [
+    "a red star",
+    "",
+    "two small green rings on a white background",
+    "a heart",
+    "a picture of a large orange cross to the left of a blue square",
+    "🟥 звезда ../../etc",
+    "four purple diamonds",
+    "word " * 1_000,
+]
+UNET = ["denoiser.width=32", "denoiser.multipliers=[1,2]", "denoiser.blocks=1", "denoiser.heads=2"]
+
+
+def build(folder, *overrides):
+    """A model folder with weights that let text, time and image all count; the denoisers' own start at zero output."""
+    run = load(Run, None, overrides)
+    torch.manual_seed(0)
+    autoencoder = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
+    vocabulary = Vocabulary.of(PROMPTS)
+    text = ClipText.from_clip(build_clip(run.text, run.data.size, vocabulary), run.text, vocabulary)
+    denoiser = build_denoiser(run, autoencoder, text)
+    for parameter in denoiser.parameters():
+        parameter.data += 0.1 * torch.randn_like(parameter)
+    save_model(denoiser, autoencoder, text, run, folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """A model with each of the denoisers, of tiny size."""
+    from conftest import TINY
+
+    common = [override for override in TINY if not override.startswith("denoiser.")]
+    sizes = {"dit": [override for override in TINY if override.startswith("denoiser.")], "unet": UNET}
+    folder = tmp_path_factory.mktemp("models")
+    return {
+        name: TextToImage.load(build(folder / name, *common, f"denoiser.name={name}", *sizes.get(name, ())))
+        for name in DENOISERS
+    }
+
+
+@pytest.fixture(scope="module")
+def model(models):
+    return models["dit"]
+
+
+def draw(model, prompts, size=(16, 16), **options):
+    """The images (B, 3, H, W) of the prompts."""
+    return torch.cat([image for image, _ in model(prompts, size=size, **options)])
+
+
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+@pytest.mark.parametrize("sampler", SAMPLERS)
+@pytest.mark.parametrize("denoiser", DENOISERS)
+def test_an_image_is_the_same_alone_and_in_a_batch_of_eight(models, denoiser, sampler, scale):
+    model = models[denoiser]
+    sampling = SampleConfig(sampler, steps=4, scale=scale, batch=8)
+    together = draw(model, PROMPTS, seed=5, sampling=sampling)
+    alone = torch.cat([draw(model, [p], seed=5 + i, sampling=sampling) for i, p in enumerate(PROMPTS)])
+    assert alone.std() > 0.05
+    torch.testing.assert_close(together, alone, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("batch", [1, 3, 100])
+def test_the_number_of_images_drawn_at_once_changes_nothing(model, batch):
+    usual = list(model(PROMPTS, seed=2, size=(16, 16)))
+    other = list(model(PROMPTS, seed=2, size=(16, 16), sampling=replace(model.sampling, batch=batch)))
+    assert [seed for _, seed in other] == [seed for _, seed in usual] == list(range(2, 10))
+    for (a, _), (b, _) in zip(usual, other, strict=True):
+        torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
+
+
+def test_the_same_call_draws_the_same_image_whatever_was_drawn_before(model):
+    first = draw(model, PROMPTS[:2])
+    torch.manual_seed(99), torch.rand(7)
+    assert torch.equal(draw(model, PROMPTS[:2]), first)
+
+
+def different(a, b):
+    return (a - b).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"negative": "blue square"},
+        {"sampling": SampleConfig(steps=3)},
+        {"sampling": SampleConfig(steps=2, scale=2.0)},
+        {"sampling": SampleConfig(steps=2, eta=1.0)},
+    ],
+    ids=str,
+)
+def test_every_setting_changes_the_image(model, change):
+    assert different(draw(model, ["a red star"], **change), draw(model, ["a red star"]))
+
+
+def test_the_prompt_changes_the_image(model):
+    first, *others = (draw(model, [prompt]) for prompt in PROMPTS)
+    assert all(different(first, other) for other in others)
+
+
+def test_without_guidance_the_negative_prompt_does_not_count(model):
+    sampling = SampleConfig(steps=2, scale=1.0)
+    with_negative = draw(model, ["a red star"], negative="blue square", sampling=sampling)
+    assert torch.equal(with_negative, draw(model, ["a red star"], sampling=sampling))
+
+
+def test_a_prompt_as_its_own_negative_is_a_prompt_without_guidance(model):
+    ours = draw(model, ["a red star"], negative="a red star", sampling=SampleConfig(steps=2, scale=7.0))
+    torch.testing.assert_close(ours, draw(model, ["a red star"], sampling=SampleConfig(steps=2, scale=1.0)))
+
+
+def test_ddpm_is_ddim_with_eta_one(model):
+    ddpm, ddim = (draw(model, ["a ring"], sampling=SampleConfig(*s)) for s in (("ddpm", 3), ("ddim", 3, 4.0, 1.0)))
+    torch.testing.assert_close(ddpm, ddim)
+
+
+@pytest.mark.parametrize("size", [(8, 8), (16, 40), (64, 24)])
+def test_images_have_the_size_and_range_asked_for(model, size):
+    drawn = draw(model, PROMPTS[:2], size=size)
+    assert drawn.shape == (2, 3, *size)
+    assert drawn.isfinite().all() and drawn.abs().max() <= 1
+    assert not drawn.requires_grad
+
+
+@pytest.mark.parametrize("denoiser", DENOISERS)
+def test_a_size_that_does_not_fit_is_refused_before_anything_is_drawn(models, denoiser):
+    model, steps = models[denoiser], []
+    for height, width, wrong in ((16, 18, "width 18"), (0, 16, "height 0"), (16, -8, "width -8"), (20, 16, "height 20")):
+        with pytest.raises(ValueError, match=f"{wrong} is not a multiple of 8") as caught:
+            next(model(["a ring"], size=(height, width), progress=steps.append))
+        near = int(str(caught.value).split()[-1])
+        assert draw(model, ["a ring"], size=(near, near)).shape[2:] == (near, near)
+    assert not steps
+
+
+def test_a_size_beyond_all_memory_is_refused(model):
+    with pytest.raises(ValueError, match=f"height 1000000 is not .* up to {MAX_SIDE}; try {MAX_SIDE}"):
+        next(model(["a ring"], size=(1_000_000, 64)))
+
+
+def test_progress_counts_every_step_of_every_image(model):
+    steps = []
+    draw(model, PROMPTS, sampling=SampleConfig(steps=3, batch=5), progress=steps.append)
+    assert steps == [5, 5, 5, 3, 3, 3]
+
+
+def test_no_prompts_give_no_images(model):
+    assert list(model([])) == []
+
+
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"steps": 0}, "steps 0"),
+        ({"batch": 0}, "batch 0"),
+        ({"scale": float("nan")}, "scale nan"),
+        ({"scale": float("inf")}, "scale inf"),
+        ({"eta": 1.5}, "eta 1.5"),
+        ({"eta": float("nan")}, "eta nan"),
+        ({"sampler": "dimm"}, "sampler 'dimm'"),
+    ],
+)
+def test_settings_that_cannot_be_are_refused(wrong, says):
+    with pytest.raises(ValueError, match=says):
+        SampleConfig(**wrong)
+
+
+def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
+    with pytest.raises(BrokenFile, match=f"{tmp_path} is not a model folder"):
+        TextToImage.load(tmp_path)

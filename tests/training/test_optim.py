@@ -1,0 +1,123 @@
+"""Learning rate, weight decay, moving average and precision."""
+
+from math import cos, pi
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.training.optim import TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
+
+
+def rates(**options):
+    config = TrainConfig(**{"steps": 100, "warmup": 10, "lr": 2.0, **options})
+    opt = optimizer(nn.Linear(2, 2), config)
+    schedule = learning_rate(opt, config)
+    seen = []
+    for _ in range(config.steps + 1):
+        seen.append(opt.param_groups[0]["lr"])
+        opt.step()
+        schedule.step()
+    return seen
+
+
+@pytest.mark.parametrize("decay", ["constant", "linear", "cosine"])
+def test_the_warm_up_is_linear_and_reaches_the_peak(decay):
+    assert rates(decay=decay)[:10] == pytest.approx([0.2 * (step + 1) for step in range(10)])
+
+
+def test_the_decay_follows_its_formula_to_the_share_that_is_left():
+    done = [(step - 10) / 90 for step in range(10, 101)]
+    assert rates(decay="constant")[10:] == pytest.approx([2.0] * 91)
+    assert rates(decay="linear", lr_end=0.5)[10:] == pytest.approx([2 - share for share in done])
+    assert rates(decay="cosine")[10:] == pytest.approx([1 + cos(pi * share) for share in done], abs=1e-9)
+    assert rates(decay="cosine", lr_end=0.1)[-1] == pytest.approx(0.2)
+
+
+@pytest.mark.parametrize("warmup", [0, 100, 150])
+def test_any_length_of_warm_up_is_possible(warmup):
+    assert all(0 <= rate <= 2 for rate in rates(warmup=warmup))
+
+
+@pytest.mark.parametrize("step", [0, 3, 10, 57, 100])
+def test_the_learning_rate_goes_on_from_any_step(step):
+    config = TrainConfig(steps=100, warmup=10, lr=2.0)
+    opt = optimizer(nn.Linear(2, 2), config)
+    schedule = learning_rate(opt, config, step)
+    for expected in rates()[step:]:
+        assert opt.param_groups[0]["lr"] == opt.param_groups[1]["lr"] == pytest.approx(expected)
+        opt.step()
+        schedule.step()
+
+
+def test_only_matrices_and_kernels_decay():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
+    network[2].bias.requires_grad_(False)
+    opt = optimizer(network, TrainConfig(lr=0.5, weight_decay=0.1))
+    before = {name: p.detach().clone() for name, p in network.named_parameters()}
+    for p in network.parameters():
+        p.grad = torch.zeros_like(p) if p.requires_grad else None
+    opt.step()  # without a gradient, decay is all that moves a weight
+    for name, p in network.named_parameters():
+        torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.ndim >= 2 else 1.0), msg=name)
+
+
+def test_every_trainable_parameter_is_optimized_once():
+    network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4)).requires_grad_(True)
+    network[0].weight.requires_grad_(False)
+    held = [p for group in optimizer(network, TrainConfig()).param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
+    assert len(held) == 5
+
+
+def test_the_moving_average_warms_up_to_its_decay():
+    network = nn.Linear(1, 1, bias=False)
+    average = moving_average(network, 0.8)
+    expected = None
+    for n in range(60):
+        nn.init.normal_(network.weight)
+        average.update_parameters(network)
+        decay = min(0.8, (1 + n) / (10 + n))
+        now = network.weight.item()
+        expected = now if n == 0 else decay * expected + (1 - decay) * now
+        assert average.module.weight.item() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_average_leaves_the_network_as_it_is():
+    network = nn.Linear(2, 2)
+    average = moving_average(network, 0.9)
+    before = network.weight.detach().clone()
+    average.update_parameters(network)
+    with torch.no_grad():
+        average.module.weight += 1
+    assert torch.equal(network.weight, before)
+
+
+@pytest.mark.parametrize(
+    ("capabilities", "expected"),
+    [
+        ({}, "fp32"),
+        ({"avx512": True, "amx_tile": False}, "fp32"),
+        ({"amx_tile": True}, "bf16"),
+        ({"avx512_bf16": True}, "bf16"),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_multiplies_it(monkeypatch, capabilities, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities, raising=False)
+    assert resolve_precision("auto", torch.device("cpu")) == expected
+
+
+@pytest.mark.parametrize(("hardware", "expected"), [(True, "bf16"), (False, "fp32")])
+def test_auto_is_bfloat16_where_the_gpu_multiplies_it(monkeypatch, hardware, expected):
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: hardware or including_emulation)
+    assert resolve_precision("auto", torch.device("cuda")) == expected
+
+
+def test_an_older_torch_that_cannot_tell_stays_with_float32(monkeypatch):
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    assert resolve_precision("auto", torch.device("cpu")) == "fp32"
+
+
+@pytest.mark.parametrize("asked", ["fp32", "bf16", "fp16"])
+def test_a_precision_that_is_asked_for_is_taken(asked):
+    assert resolve_precision(asked, torch.device("cpu")) == asked
