@@ -38,7 +38,7 @@ def test_the_command_line_wins_over_the_file_and_the_file_over_the_defaults(tmp_
 
 def test_a_section_keeps_the_defaults_of_its_run_not_of_its_class():
     assert load(Run, None, ["autoencoder.blocks=1"]).autoencoder.patch == Run().autoencoder.patch
-    assert load(Run, None, ["denoiser.width=64"]).denoiser.depth == Run().denoiser.depth
+    assert load(Run, None, ["denoiser.depth=1"]).denoiser.width == Run().denoiser.width
 
 
 def test_values_are_read_as_yaml():

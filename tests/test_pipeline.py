@@ -37,7 +37,7 @@ def build(folder, *overrides):
     text = ClipText.from_clip(build_clip(run.text, run.data.size, vocabulary), run.text, vocabulary)
     denoiser = build_denoiser(run, autoencoder, text)
     for parameter in denoiser.parameters():
-        parameter.data += 0.1 * torch.randn_like(parameter)
+        parameter.data += 0.05 * torch.randn_like(parameter)
     save_model(denoiser, autoencoder, text, run, folder)
     return folder
 
@@ -144,7 +144,12 @@ def test_images_have_the_size_and_range_asked_for(model, size):
 @pytest.mark.parametrize("denoiser", DENOISERS)
 def test_a_size_that_does_not_fit_is_refused_before_anything_is_drawn(models, denoiser):
     model, steps = models[denoiser], []
-    for height, width, wrong in ((16, 18, "width 18"), (0, 16, "height 0"), (16, -8, "width -8"), (20, 16, "height 20")):
+    for height, width, wrong in (
+        (16, 18, "width 18"),
+        (0, 16, "height 0"),
+        (16, -8, "width -8"),
+        (20, 16, "height 20"),
+    ):
         with pytest.raises(ValueError, match=f"{wrong} is not a multiple of 8") as caught:
             next(model(["a ring"], size=(height, width), progress=steps.append))
         near = int(str(caught.value).split()[-1])

@@ -57,7 +57,7 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     if mask is not None:
         rows, heads, queries, keys = *q.shape[:3], k.shape[2]
         # The kernel wants the bias of every pair, in rows that begin at multiples of 8 elements.
-        bias = q.new_zeros(rows, 1, 1, -(-keys // 8) * 8)[..., :keys]
+        bias = q.new_zeros(*mask.shape[:3], -(-keys // 8) * 8)[..., :keys]
         bias = bias.masked_fill_(~mask, -torch.inf).expand(rows, heads, queries, keys)  # (B, h, N, L)
     q, k, v = (rearrange(part, "b h n d -> b n h d") for part in (q, k, v))
     return rearrange(memory_efficient_attention(q, k, v, attn_bias=bias), "b n h d -> b h n d")

@@ -48,7 +48,7 @@ def chain(tmp_path_factory):
     folder = tmp_path_factory.mktemp("run")
     printed = {}
     for script in CHAIN:
-        status, printed[script], errors = call(script, *TINY, f"out={folder}")
+        status, printed[script], errors = call(script, *TINY, "cache.use=always", f"out={folder}")
         assert status == 0, errors
     return SimpleNamespace(folder=folder, model=folder / "model", printed=printed)
 
@@ -126,7 +126,9 @@ def test_settings_of_an_image_may_be_changed(draw, tmp_path):
     assert (settings.prompt, settings.steps, settings.seed) == ("a ring", 3, 5)
 
 
-@pytest.mark.parametrize(("steps", "scale"), [("--ddim_steps", "--scale"), ("--num_inference_steps", "--guidance_scale")])
+@pytest.mark.parametrize(
+    ("steps", "scale"), [("--ddim_steps", "--scale"), ("--num_inference_steps", "--guidance_scale")]
+)
 def test_options_go_by_the_names_of_other_programs_too(draw, steps, scale):
     (image,) = draw("--prompt", "a star", steps, 3, scale, 1.5, "--ddim_eta", 0.5)
     settings = read_settings(image)
