@@ -10,7 +10,7 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoders.blocks import decoder, encoder
+from ldm.autoencoders.blocks import Stack, decoder, encoder
 from ldm.autoencoders.bottlenecks import Code
 
 
@@ -24,9 +24,10 @@ class AutoencoderConfig:
     blocks: int = 2  # residual blocks a level
     patch: int = 1  # pixels folded into channels before the first convolution
     attention: bool = True  # in the middle, at the lowest resolution
+    groups: int = 32  # of each GroupNorm
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "blocks", "patch"):
+        for name in ("channels", "width", "blocks", "patch", "groups"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
         if not self.multipliers or min(self.multipliers) < 1:
@@ -52,10 +53,11 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, bottleneck: nn.Module) -> None:
         super().__init__()
         self.channels, self.factor = config.channels, config.factor
-        widths = [config.width * multiplier for multiplier in config.multipliers]
         features: int = bottleneck.features  # type: ignore[assignment]
-        self.encoder = encoder(3, widths, config.blocks, config.attention, features, config.patch)
-        self.decoder = decoder(config.channels, widths, config.blocks, config.attention, 3, config.patch)
+        widths = [config.width * multiplier for multiplier in config.multipliers]
+        stack = Stack(widths, config.blocks, config.patch, config.attention, config.groups)
+        self.encoder = encoder(3, features, stack)
+        self.decoder = decoder(config.channels, 3, stack)
         self.bottleneck = bottleneck
         bottleneck.start(self.encoder[-1])  # type: ignore[operator]
         self.register_buffer("mean", torch.zeros(config.channels, 1, 1))

@@ -3,24 +3,26 @@
 Legend: B batch, C channels, H W size at that level.
 """
 
+from typing import NamedTuple
+
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
-def norm(channels: int) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or as many as divide a narrow width."""
-    groups = next(g for g in range(min(32, channels), 0, -1) if channels % g == 0)
+def norm(channels: int, groups: int) -> nn.GroupNorm:
+    """GroupNorm with that many groups, or as many as divide a narrow width."""
+    groups = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
     return nn.GroupNorm(groups, channels, eps=1e-6)
 
 
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution on the skip where the width changes."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2, self.conv2 = norm(out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1, self.conv1 = norm(channels, groups), nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2, self.conv2 = norm(out_channels, groups), nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -31,9 +33,9 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over all positions, added to its input."""
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self, channels: int, groups: int) -> None:
         super().__init__()
-        self.norm = norm(channels)
+        self.norm = norm(channels, groups)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
@@ -66,35 +68,42 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C_out, 2 H, 2 W)
 
 
-def middle(width: int, attention: bool) -> nn.Sequential:
+class Stack(NamedTuple):
+    """What encoder and decoder are built from."""
+
+    widths: list[int]  # channels of each level
+    blocks: int  # residual blocks a level
+    patch: int  # pixels folded into channels before the first convolution: a cheap start for small machines
+    attention: bool  # in the middle
+    groups: int  # of each GroupNorm
+
+
+def middle(stack: Stack) -> nn.Sequential:
     """Residual block, optional attention, residual block at the lowest resolution."""
-    return nn.Sequential(ResBlock(width, width), *([Attention(width)] if attention else []), ResBlock(width, width))
+    width, groups = stack.widths[-1], stack.groups
+    mixing = [Attention(width, groups)] if stack.attention else []
+    return nn.Sequential(ResBlock(width, width, groups), *mixing, ResBlock(width, width, groups))
 
 
-def encoder(
-    in_channels: int, widths: list[int], blocks: int, attention: bool, out_channels: int, patch: int
-) -> nn.Sequential:
-    """(B, in, H, W) -> (B, out, H / f, W / f) with f = patch * 2^(len(widths) - 1).
-
-    ``patch`` folds pixels into channels before the first convolution: a cheap start for small machines.
-    """
+def encoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
+    """(B, in, H, W) -> (B, out, H / f, W / f) with f = patch * 2^(len(widths) - 1)."""
+    widths, _, patch, _, groups = stack
     parts: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)]
     for i, width in enumerate(widths):
         if i > 0:
             parts.append(Downsample(widths[i - 1], width))
-        parts += [ResBlock(width, width) for _ in range(blocks)]
-    parts += [middle(widths[-1], attention), norm(widths[-1]), nn.SiLU()]
+        parts += [ResBlock(width, width, groups) for _ in range(stack.blocks)]
+    parts += [middle(stack), norm(widths[-1], groups), nn.SiLU()]
     return nn.Sequential(*parts, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
 
-def decoder(
-    in_channels: int, widths: list[int], blocks: int, attention: bool, out_channels: int, patch: int
-) -> nn.Sequential:
+def decoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     """(B, in, H, W) -> (B, out, f H, f W): the encoder's mirror, with one more residual block a level as in LDM."""
-    parts: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1), middle(widths[-1], attention)]
+    widths, _, patch, _, groups = stack
+    parts: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1), middle(stack)]
     for i, width in reversed(list(enumerate(widths))):
-        parts += [ResBlock(width, width) for _ in range(blocks + 1)]
+        parts += [ResBlock(width, width, groups) for _ in range(stack.blocks + 1)]
         if i > 0:
             parts.append(Upsample(width, widths[i - 1]))
-    parts += [norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)]
+    parts += [norm(widths[0], groups), nn.SiLU(), nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)]
     return nn.Sequential(*parts, nn.PixelShuffle(patch))

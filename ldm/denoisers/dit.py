@@ -113,7 +113,7 @@ class DiT(nn.Module):
 
     def __init__(self, config: DiTConfig, *, channels: int, text_width: int, pooled_width: int) -> None:
         super().__init__()
-        self.patch = config.patch
+        self.patch = self.multiple = config.patch  # the sides of a latent must be multiples of it
         self.checkpointing = config.checkpointing
         pixels = channels * config.patch**2
         self.embed = nn.Linear(pixels, config.width)

@@ -191,7 +191,7 @@ class UNet(nn.Module):
     def __init__(self, config: UNetConfig, *, channels: int, text_width: int, pooled_width: int) -> None:
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        self.shrink = 2 ** (len(widths) - 1)  # latent size / size of the middle
+        self.multiple = 2 ** (len(widths) - 1)  # the sides of a latent must be multiples of it
         self.time = TimeEmbedding(config.width, 4 * config.width)
         self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
 
@@ -232,8 +232,8 @@ class UNet(nn.Module):
     def forward(self, x: Tensor, t: Tensor, cond: Condition | Prepared) -> Tensor:
         """F (B, C, H, W) in x's dtype. Raises ValueError where H or W is not divisible by the total downsampling."""
         height, width = x.shape[2:]
-        if height % self.shrink or width % self.shrink:
-            raise ValueError(f"latent size {height}x{width} is not divisible by {self.shrink}; change the image size")
+        if height % self.multiple or width % self.multiple:
+            raise ValueError(f"latent size {height}x{width} is not divisible by {self.multiple}; change the image size")
         text = self.prepare(cond) if isinstance(cond, Condition) else cond
         keys_values = iter(text.keys_values)
         c = self.time(t) if text.pooled is None else self.time(t) + text.pooled  # (B, E)
@@ -243,7 +243,7 @@ class UNet(nn.Module):
         for part in self.down:
             h = part(h, c, keys_values, text.mask) if isinstance(part, Stage) else part(h)  # (B, D, H / 2^i, W / 2^i)
             skips.append(h)
-        h = self.middle_end(self.middle(h, c, keys_values, text.mask), c)  # (B, D, H / shrink, W / shrink)
+        h = self.middle_end(self.middle(h, c, keys_values, text.mask), c)  # (B, D, H / multiple, W / multiple)
         for part in self.up:
             if isinstance(part, Stage):
                 h = part(torch.cat([h, skips.pop()], dim=1), c, keys_values, text.mask)  # (B, D, H / 2^i, W / 2^i)
