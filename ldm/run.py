@@ -31,4 +31,4 @@ class Run:
     sample: SampleConfig = section(SampleConfig)
     train_autoencoder: TrainConfig = section(TrainConfig, steps=4_000, batch=32, lr=3e-3, warmup=100, ema=0.999)
     train_clip: TrainConfig = section(TrainConfig, steps=500, batch=256, lr=1e-3, warmup=50, ema=0.98)
-    train_ldm: TrainConfig = section(TrainConfig, steps=9_000, batch=32, lr=1e-3, warmup=300, ema=0.9995)
+    train_ldm: TrainConfig = section(TrainConfig, steps=10_000, batch=32, lr=1e-3, warmup=300, ema=0.9995)
