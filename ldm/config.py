@@ -40,14 +40,20 @@ def nearest(name: str, names: list[str]) -> str:
     return f"did you mean '{close[0]}'?" if close else f"known: {', '.join(sorted(names))}"
 
 
-def choose(table: Table, node: Any, key: str, default: Any = None) -> Any:
-    """The dataclass that ``node`` ({name: ..., field: ...}, or just the name) asks of ``table``, checked."""
-    node = {"name": node} if isinstance(node, str) else dict(node or {})
-    default_name = name_in(table, default) if default is not None else None
-    name = node.pop("name", default_name)
-    if name not in table:
+def choose(table: Table, node: Any, key: str, default: Any, *, fresh: bool = False) -> Any:
+    """The dataclass that ``node`` ({name: ..., field: ...}, or just the name) asks of ``table``, checked.
+
+    Fields that it leaves out are those of ``default`` where that has the same name, or, if ``fresh``, the class's own.
+    """
+    node = {"name": node} if isinstance(node, str) else node
+    if not isinstance(node, dict):
+        raise ConfigError(f"{key}: a name or a section of keys is wanted here, not {node!r}")
+    default_name = name_in(table, default)
+    name = node.get("name", default_name)
+    if not isinstance(name, str) or name not in table:
         raise ConfigError(f"{key}.name: no '{name}' here; {nearest(name, list(table))}")
-    base = default if name == default_name else table[name]()
+    base = default if name == default_name and not fresh else table[name]()
+    node = {field: value for field, value in node.items() if field != "name"}
     return _typed(base, node, key)
 
 
@@ -57,15 +63,20 @@ def name_in(table: Table, value: Any) -> str:
 
 
 def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:
-    """A ``kind`` filled from its defaults, the YAML file at ``path`` and ``key=value`` overrides, fully checked."""
+    """A ``kind`` filled from its defaults, the YAML file at ``path`` and ``key=value`` overrides, fully checked.
+
+    A section that the file names starts from its class's defaults and not from those of ``kind``, so that a file says
+    all that is special about its run.
+    """
     given = _read(Path(path)) if path is not None else {}
+    named = tuple(given)
     for override in overrides:
         _override(given, override)
-    return from_dict(kind, given)
+    return from_dict(kind, given, fresh=named)
 
 
-def from_dict(kind: type[T], given: dict[str, Any]) -> T:
-    """A ``kind`` from nested plain values; every section is checked."""
+def from_dict(kind: type[T], given: dict[str, Any], *, fresh: tuple[str, ...] = ()) -> T:
+    """A ``kind`` from nested plain values, every section checked; sections in ``fresh`` start from their class."""
     defaults: Any = kind()
     known = {f.name: f for f in fields(defaults)}
     _refuse_interpolation(given)
@@ -77,11 +88,12 @@ def from_dict(kind: type[T], given: dict[str, Any]) -> T:
         default = getattr(defaults, key)
         table = known[key].metadata.get("table")
         if table is not None:
-            sections[key] = choose(table, node, key, default)
+            sections[key] = choose(table, node, key, default, fresh=key in fresh)
         elif is_dataclass(default):
             if not isinstance(node, dict):
                 raise ConfigError(f"{key}: a section of keys is wanted here, not {node!r}")
-            sections[key] = _typed(default, node, key)
+            base: Any = default
+            sections[key] = _typed(type(base)() if key in fresh else base, node, key)
         else:
             plain[key] = node
     scalars = {

@@ -5,7 +5,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 CHUNK = "ldm"  # the PNG text chunk with the settings as JSON; "parameters" holds them as A1111's web UI writes them
@@ -78,7 +78,7 @@ def read_settings(path: Path) -> Settings:
         with Image.open(path) as image:
             image.load()  # text chunks may follow the pixels
             text = getattr(image, "text", {}).get(CHUNK)
-    except (OSError, UnidentifiedImageError) as error:
+    except (OSError, Image.DecompressionBombError) as error:
         raise ValueError(f"{path} is not a readable image ({error})") from error
     if text is None:
         raise ValueError(f"{path} holds no settings of this program; only images that txt2img.py wrote do")

@@ -105,9 +105,11 @@ def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, Cli
 
 
 def cache_pays(run: Run, data: Any) -> bool:
-    """Whether to train from a cache: if asked to, or if each image, always the same, is met at least once."""
+    """Whether to train from a cache: if asked to, if there is one, or if each image, always the same, is met once."""
     if run.cache.use != "auto":
         return run.cache.use == "always"
+    if (Path(run.out) / "cache" / DESCRIPTION).exists():
+        return True
     if isinstance(data, IterableDataset) or not data.fixed:
         return False
     config = run.train_ldm

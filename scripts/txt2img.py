@@ -125,7 +125,10 @@ def settle(
     given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
     sampling = replace(sampling, **{name: value for name, value in given.items() if value is not None})
     size = (args.height if args.height is not None else size[0], args.width if args.width is not None else size[1])
-    return sampling, size, args.seed if args.seed is not None else seed
+    seed = args.seed if args.seed is not None else seed
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--seed {seed} is not a number from 0 to 2^63 - 1")
+    return sampling, size, seed
 
 
 if __name__ == "__main__":

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
@@ -111,7 +111,7 @@ def check_cache(folder: Path, fingerprint: dict[str, str]) -> None:
     try:
         found = json.loads((folder / DESCRIPTION).read_text())
         made_by = {"layout": str(found["layout"]), **found["fingerprint"]}
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise StaleCache(f"{folder} is not a complete latent cache; delete it and it is made again") from error
     for name, wanted in {"layout": str(LAYOUT), **fingerprint}.items():
         if made_by.get(name) != wanted:
@@ -152,8 +152,12 @@ class LatentDataset:
         """A tensor of the cache, mapped into memory: pages are read when their rows are."""
         place = f"{file}/{tensor}"
         if place not in self._open:
-            with safe_open(self.folder / f"{file}.safetensors", framework="pt") as opened:
-                self._open[place] = opened.get_tensor(tensor)
+            path = self.folder / f"{file}.safetensors"
+            try:
+                with safe_open(path, framework="pt") as opened:
+                    self._open[place] = opened.get_tensor(tensor)
+            except (SafetensorError, OSError) as error:
+                raise StaleCache(f"{path} is damaged; delete {self.folder} and it is made again") from error
         return self._open[place]
 
     def __getstate__(self) -> dict[str, Any]:

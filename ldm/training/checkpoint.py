@@ -45,7 +45,11 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if folder.exists():
             old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
             folder.rename(old)
-            staged.rename(folder)
+            try:
+                staged.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
             shutil.rmtree(old)
         else:
             staged.rename(folder)
@@ -100,7 +104,8 @@ def save_state(
         for name, part in tensors.items():
             save_tensors(part, staged / f"{name}.safetensors")
         (staged / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1))
-    for old in saved(folder)[:-keep]:
+    newer = [path for path in saved(folder) if path.name > f"{PREFIX}{step:08d}"]  # torn: this run passed them over
+    for old in [*saved(folder)[: -keep - len(newer)], *newer]:
         shutil.rmtree(old)
 
 
