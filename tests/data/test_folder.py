@@ -10,7 +10,8 @@ from PIL import Image
 from torch.utils.data import DataLoader
 
 from ldm.config import ConfigError, choose
-from ldm.data.folder import FolderConfig, in_split
+from ldm.data.folder import FolderConfig
+from ldm.data.samples import in_split
 from ldm.data.transforms import to_tensor
 from ldm.types import Key, Sample
 
@@ -230,10 +231,10 @@ def test_loader_workers_give_the_same_samples(tmp_path: Path) -> None:
 
 
 def test_the_configuration_is_read_from_a_table() -> None:
-    made = choose({"folder": FolderConfig}, {"name": "folder", "path": "x", "crop": "random"}, "data")
+    made = choose({"folder": FolderConfig}, {"name": "folder", "path": "x", "crop": "random"}, "data", FolderConfig())
     assert made == FolderConfig(path="x", crop="random")
     with pytest.raises(ConfigError, match="val_share 2"):
-        choose({"folder": FolderConfig}, {"name": "folder", "val_share": 2.0}, "data")
+        choose({"folder": FolderConfig}, {"name": "folder", "val_share": 2.0}, "data", FolderConfig())
 
 
 def test_make_shapes_writes_a_folder_and_refuses_to_write_into_it_again(
