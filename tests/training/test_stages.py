@@ -22,7 +22,7 @@ def trained(tmp_path_factory):
     from conftest import TINY
 
     torch.set_num_threads(1)
-    run = load(Run, None, [*TINY, f"out={tmp_path_factory.mktemp('run')}"])
+    run = load(Run, None, [*TINY, "cache.use=always", f"out={tmp_path_factory.mktemp('run')}"])
     for train in (train_autoencoder, train_clip, train_ldm):
         train(run, CPU)
     return run
