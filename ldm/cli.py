@@ -61,8 +61,9 @@ def device_of(name: str = "") -> torch.device:
     Raises:
         ValueError: this machine has no such device.
     """
-    if not name:
-        name = f"cuda:{os.environ.get('LOCAL_RANK', '0')}" if torch.cuda.is_available() else "cpu"
+    if not name or name == "cuda":
+        gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
+        name = gpu if name or torch.cuda.is_available() else "cpu"
     try:
         return torch.empty(0, device=name).device
     except (RuntimeError, AssertionError) as error:

@@ -70,7 +70,7 @@ def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | t
     """
     given = _read(Path(path)) if path is not None else {}
     named = tuple(given)
-    for override in overrides:
+    for override in sorted(overrides, key=lambda text: not _names_a_part(text)):  # a name would drop keys before it
         _override(given, override)
     return from_dict(kind, given, fresh=named)
 
@@ -158,6 +158,11 @@ def _override(given: dict[str, Any], text: str) -> None:
     if not isinstance(node, dict):
         raise ConfigError(f"{parts[0]} is a value, not a section; it has no '{'.'.join(parts[1:])}'")
     node[".".join(parts[1:])] = value
+
+
+def _names_a_part(override: str) -> bool:
+    key = override.partition("=")[0]
+    return "." not in key or key.endswith(".name")
 
 
 def _refuse_interpolation(node: Any, key: str = "") -> None:

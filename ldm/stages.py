@@ -73,7 +73,7 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
-    network = build_denoiser(run, autoencoder, text)
+    network = build_denoiser(run, autoencoder, text).to(device)
     if cache_pays(run, train_data):
         with PartialState(cpu=device.type == "cpu").main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)

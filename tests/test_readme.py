@@ -4,7 +4,7 @@ import re
 from pathlib import Path
 from textwrap import dedent
 
-import torch
+import pytest
 
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
@@ -27,12 +27,18 @@ def test_the_file_tree_names_every_module():
             assert module.stem in tree, module
 
 
-def test_the_example_sampler_recovers_what_its_denoiser_knows():
+def test_the_example_sampler_recovers_a_gaussian_given_its_exact_denoiser():
     block = README[README.index("    @dataclass\n") : README.index("    # ldm/samplers/__init__.py")]
     scope: dict = {}
-    exec(f"from dataclasses import dataclass\nfrom itertools import pairwise\n{dedent(block)}", scope)
-    noise = ImageNoise([0], (1, 4, 4))
-    x = scope["ChurnConfig"]()(
-        lambda x, level: Prediction(torch.full_like(x, 0.3)), noise(), uniform(SCHEDULES["cosine"]().build(), 4), noise
-    )
-    torch.testing.assert_close(x, torch.full_like(x, 0.3))
+    imports = "from dataclasses import dataclass\nfrom itertools import pairwise\nfrom ldm.samplers.step import move\n"
+    exec(imports + dedent(block), scope)
+
+    def denoise(x, level):
+        """The posterior mean of x0 where the data are N(0.6, 0.5^2)."""
+        variance = level.alpha**2 * 0.25 + level.sigma**2
+        return Prediction(0.6 + level.alpha * 0.25 / variance * (x - level.alpha * 0.6))
+
+    noise = ImageNoise([0], (1, 100, 100))
+    x = scope["HeunConfig"]()(denoise, noise(), uniform(SCHEDULES["linear"]().build(), 100), noise)
+    assert x.mean() == pytest.approx(0.6, abs=0.02)
+    assert x.std() == pytest.approx(0.5, rel=0.03)

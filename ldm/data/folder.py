@@ -30,13 +30,17 @@ class FolderConfig(SplitOptions):
 
 class Folder(ImageFiles):
     def __init__(self, config: FolderConfig, split: str) -> None:
-        self.root = Path(config.path)
+        self.root = Path(config.path).expanduser()
         if not config.path or not self.root.is_dir():
             raise ValueError(f"there is no folder '{config.path}'; set data.path to the folder that holds the pictures")
         found = find_captions(self.root, list_files(self.root))
         self.names = list(found)
         self.listed = list(found.values())
         super().__init__(config, split, self.names, where=config.path)
+
+    @property
+    def fixed(self) -> bool:
+        return super().fixed and all(len(captions) == 1 for captions in self.listed)
 
     def picture(self, row: int) -> Image.Image:
         return read_image(self.root / self.names[row])

@@ -1,5 +1,6 @@
 """Batches in an order that is a pure function of (seed, step, rank): a resumed run reads on where it stopped."""
 
+import signal
 import sys
 from collections.abc import Iterator
 from typing import Any
@@ -43,6 +44,7 @@ def batches(
     A data set whose samples are not ``Sample`` brings its own ``collate``.
     """
     if isinstance(dataset, IterableDataset):
+        dataset.epoch = start  # type: ignore[attr-defined]  # a resumed run shuffles anew
         loader = _loader(dataset, workers, batch_size=batch, drop_last=True)
         while True:
             yield from loader
@@ -69,10 +71,16 @@ def _loader(dataset: Any, workers: int, **order: Any) -> DataLoader[Any]:
         num_workers=workers,
         collate_fn=getattr(dataset, "collate", collate),
         pin_memory=torch.cuda.is_available(),
+        worker_init_fn=_leave_interrupts_to_the_parent,
         # a forked worker inherits the locks of its parent's threads; a fork server's has none
         multiprocessing_context="forkserver" if workers and sys.platform != "win32" else None,
         **order,
     )
+
+
+def _leave_interrupts_to_the_parent(_: int) -> None:
+    """A terminal's Ctrl-C reaches workers too, and a parent that wants to save still needs them."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -72,7 +72,7 @@ class ImageFiles(ABC):
 
     @property
     def fixed(self) -> bool:
-        """Whether a sample is the same in every epoch, but for which of several captions it carries."""
+        """Whether a sample is the same in every epoch; a set with several captions for a picture says so itself."""
         return self.options.crop == "center" and not self.options.flip
 
     def __len__(self) -> int:

@@ -97,6 +97,7 @@ def find_shards(pattern: str) -> list[Path]:
     """The archives that ``pattern`` names: all in a folder, or those that fit its braces and wildcards, in order."""
     if not pattern:
         raise ValueError("data.path is empty; set it to a folder of .tar files or a pattern like data/{00..99}.tar")
+    pattern = str(Path(pattern).expanduser())
     parts = [f"{pattern}/*.tar"] if Path(pattern).is_dir() else list(braceexpand(pattern))
     found: list[Path] = []
     for part in parts:

@@ -49,12 +49,13 @@ class ClipTask:
     def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
             self.network.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator]
-        loss, accuracy = self._compare(network, batch)
+        loss, accuracy = self._compare(network, batch, self.contrastive)
         return loss, {"accuracy": accuracy}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """Contrastive loss, and how often an image finds its caption among those of its batch."""
-        figures = [torch.stack(self._compare(network, batch)) for batch in self.held_out]
+        alone = type(self.contrastive)()  # one process validates: nothing is gathered from the others
+        figures = [torch.stack(self._compare(network, batch, alone)) for batch in self.held_out]
         loss, accuracy = torch.stack(figures).mean(dim=0).tolist()
         return {"loss": loss, "accuracy": accuracy}
 
@@ -75,7 +76,7 @@ class ClipTask:
         image, text, scale = network(batch.image.to(device), rows.to(device))[:3]  # (B, P), (B, P), ()
         return image, text, scale
 
-    def _compare(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+    def _compare(self, network: nn.Module, batch: Batch, contrastive: nn.Module) -> tuple[Tensor, Tensor]:
         image, text, scale = self._features(network, batch)
         found = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
-        return self.contrastive(image, text, scale), found.float().mean()
+        return contrastive(image, text, scale), found.float().mean()

@@ -174,8 +174,8 @@ class Trainer:
             if self.average is not None:
                 tensors["ema"] = self.average.state_dict()
             facts = {"config": self.described, "world": self.accelerator.num_processes, "torch": torch.__version__}
+            self._quietly(self.task.export)  # first: a finished run that is started again exports no more
             checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep)
-            self._quietly(self.task.export)
         self.accelerator.wait_for_everyone()
 
     def _resume(self, opt: Any) -> int:

@@ -51,6 +51,7 @@ class TrainConfig:
             "sample_every",
             "save_every",
             "keep",
+            "validate_samples",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
@@ -63,7 +64,7 @@ class TrainConfig:
         for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} '{getattr(self, name)}' is not one of {', '.join(known)}")
-        for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers", "validate_samples"):
+        for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name} {getattr(self, name)} is not a number of at least 0")
 
