@@ -13,6 +13,8 @@ from ldm.pipeline import SampleConfig
 from ldm.text import TEXT_ENCODERS
 from ldm.training.optim import TrainConfig
 
+MIN_EPS_SIGNAL = 1e-3  # alpha(1) below which x0 cannot be told from a predicted noise
+
 
 @dataclass
 class Run:
@@ -32,3 +34,11 @@ class Run:
     train_autoencoder: TrainConfig = section(TrainConfig, steps=4_000, batch=32, lr=3e-3, warmup=100, ema=0.999)
     train_clip: TrainConfig = section(TrainConfig, steps=500, batch=256, lr=1e-3, warmup=50, ema=0.98)
     train_ldm: TrainConfig = section(TrainConfig, steps=10_000, batch=32, lr=1e-3, warmup=300, ema=0.9995)
+
+    def __post_init__(self) -> None:
+        alpha = self.schedule.build().level(1.0).alpha
+        if self.process.target == "eps" and alpha < MIN_EPS_SIGNAL:
+            raise ValueError(
+                f"process.target eps divides by alpha(1) = {alpha:.1e} of this schedule, which magnifies every error; "
+                "use process.target=v or schedule.name=linear"
+            )
