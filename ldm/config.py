@@ -96,13 +96,9 @@ def from_dict(kind: type[T], given: dict[str, Any], *, fresh: tuple[str, ...] = 
             sections[key] = _typed(type(base)() if key in fresh else base, node, key)
         else:
             plain[key] = node
-    scalars = {
-        f.name: getattr(defaults, f.name) for f in fields(defaults) if not is_dataclass(getattr(defaults, f.name))
-    }
     hints = get_type_hints(kind)
-    for key, node in plain.items():
-        scalars[key] = _scalar(node, hints[key], key)
-    return kind(**{**{f.name: getattr(defaults, f.name) for f in fields(defaults)}, **scalars, **sections})
+    scalars = {key: _scalar(node, hints[key], key) for key, node in plain.items()}
+    return kind(**{**{name: getattr(defaults, name) for name in known}, **scalars, **sections})
 
 
 def to_dict(run: Any) -> dict[str, Any]:

@@ -16,10 +16,10 @@ from torch import nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_yaml
+from ldm.files import BrokenFile, check_folder, load_weights, save_tensors, whole_folder
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.text.clip import ClipText
-from ldm.training.checkpoint import BrokenFile, check_folder, load_weights, save_tensors, whole_folder
 
 SHIPPED = "shapes64"
 CONFIG = "config.yaml"

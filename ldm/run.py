@@ -19,21 +19,25 @@ MIN_EPS_SIGNAL = 1e-3  # alpha(1) below which x0 cannot be told from a predicted
 @dataclass
 class Run:
     out: str = "runs/shapes"  # folder of everything that the run writes
-    data: Any = choice(DATASETS, "shapes")
+    data: Any = choice(DATASETS, "shapes", length=50_000)
     autoencoder: AutoencoderConfig = section(
-        AutoencoderConfig, channels=4, width=64, multipliers=[1], patch=4, attention=False
+        AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, groups=8
     )
-    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=1e-3)
+    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.2)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
     text: Any = choice(TEXT_ENCODERS, "clip", layers=2, vision_layers=2, vision_patch=16)
-    denoiser: Any = choice(DENOISERS, "dit", patch=2, width=192, depth=6, heads=3, qk_norm=False)
-    schedule: Any = choice(SCHEDULES, "cosine")
+    denoiser: Any = choice(DENOISERS, "unet", width=80, blocks=1, attention_levels=[1])
+    schedule: Any = choice(SCHEDULES, "cosine", shift=2.0)
     process: ProcessConfig = section(ProcessConfig)
     cache: CacheConfig = section(CacheConfig)
-    sample: SampleConfig = section(SampleConfig)
-    train_autoencoder: TrainConfig = section(TrainConfig, steps=4_000, batch=32, lr=3e-3, warmup=100, ema=0.999)
+    sample: SampleConfig = section(SampleConfig, scale=3.0)
+    train_autoencoder: TrainConfig = section(
+        TrainConfig, steps=1_200, batch=32, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
+    )
     train_clip: TrainConfig = section(TrainConfig, steps=500, batch=256, lr=1e-3, warmup=50, ema=0.98)
-    train_ldm: TrainConfig = section(TrainConfig, steps=10_000, batch=32, lr=1e-3, warmup=300, ema=0.9995)
+    train_ldm: TrainConfig = section(
+        TrainConfig, steps=4_400, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=100, ema=0.999
+    )
 
     def __post_init__(self) -> None:
         alpha = self.schedule.build().level(1.0).alpha

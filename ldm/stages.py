@@ -4,7 +4,8 @@
     <out>/text/          the text encoder         <out>/model/      everything that txt2img needs
     <out>/training/<stage>/  log, sample grids, curves, and the checkpoints that a run resumes from
 
-A stage that the run has not trained is taken from the shipped model, and it is said so.
+A stage that the run has not trained is taken from the shipped model where the configuration asks for the same network,
+and it is said so.
 """
 
 from dataclasses import replace
@@ -22,6 +23,7 @@ from ldm.autoencoders import Autoencoder
 from ldm.config import to_yaml
 from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
 from ldm.data.loader import first_batches
+from ldm.files import whole_folder
 from ldm.folders import (
     build_denoiser,
     load_autoencoder,
@@ -35,7 +37,6 @@ from ldm.run import Run
 from ldm.text.clip import ClipText
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.autoencoder import AutoencoderTask
-from ldm.training.checkpoint import whole_folder
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.loop import Task, Trainer
@@ -81,15 +82,18 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     task = DenoiserTask(
         network, *frozen, train_data, val, config, lambda net: save_model(net, autoencoder, text, run, folder)
     )
-    _train(task, config, run, device)
+    made_from = {"autoencoder": _fingerprint(autoencoder), "text encoder": _fingerprint(text)}
+    _train(task, config, run, device, made_from)
     return folder
 
 
-def _train(task: Task, config: TrainConfig, run: Run, device: torch.device) -> None:
+def _train(
+    task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str] | None = None
+) -> None:
     trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
     print(f"{task.name}: {trained / 1e6:.2f} M parameters")
     folder = Path(run.out) / "training" / task.name
-    Trainer(task, config, folder, described=to_yaml(run), device=device).run()
+    Trainer(task, config, folder, described=to_yaml(run), made_from=made_from or {}, device=device).run()
 
 
 def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
@@ -152,6 +156,11 @@ def _stage(run: Run, name: str, script: str) -> Path:
     folder = Path(run.out) / name
     if folder.is_dir():
         return folder
+    if getattr(run, name) != getattr(Run(), name):
+        raise ValueError(
+            f"{folder} is not there, and this run's {name} section is not the shipped model's, whose {name} could "
+            f"stand in: train it with {script}"
+        )
     print(f"{folder} is not there: taking the shipped model's {name} ({script} trains one of this run's own)")
     return shipped_model() / name
 

@@ -149,6 +149,8 @@ class Dataset(Protocol):
 class TextEncoder(Protocol):
     width: int  # D
     pooled_width: int  # P
+    context_length: int  # tokens that a caption may have
+    truncated: int  # captions cut to it so far
 
     def __call__(self, captions: list[str]) -> Condition: ...
 

@@ -6,6 +6,8 @@ import time
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
+from typing import Any
 
 import torch
 from tqdm import tqdm
@@ -14,19 +16,19 @@ from ldm.cli import DEVICE_HELP, device_of, one_line_errors
 from ldm.data.transforms import to_images
 from ldm.folders import load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
+from ldm.pictures import grid
 from ldm.pipeline import DTYPES, SampleConfig, TextToImage
 from ldm.samplers import SAMPLERS
-from ldm.training.pictures import grid
 
 
 def parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(description=__doc__)
     what = parser.add_argument_group("what to draw")
     what.add_argument("--prompt", nargs="+", action="extend", default=[], help="one or more prompts, each in quotes")
     what.add_argument("--from-file", type=Path, metavar="FILE", help="a text file with a prompt on each line")
     what.add_argument("--from-image", type=Path, metavar="PNG", help="draw an image of this program again")
-    what.add_argument("--negative-prompt", default="", help="what to steer away from")
-    what.add_argument("--n_samples", "--n-samples", type=int, default=1, help="images for each prompt")
+    what.add_argument("--negative-prompt", help="what to steer away from; nothing if left out")
+    what.add_argument("--n_samples", "--n-samples", type=int, default=1, help="images for each prompt, 1 if left out")
     what.add_argument("--seed", type=int, help="of the first image, 0 if left out; each further one counts up by 1")
     what.add_argument("--H", "--height", type=int, dest="height", help="pixels; the model's own size if left out")
     what.add_argument("--W", "--width", type=int, dest="width", help="pixels; the model's own size if left out")
@@ -38,9 +40,11 @@ def parse() -> argparse.Namespace:
     how.add_argument("--eta", "--ddim_eta", type=float, help="noise of ddim: 0 none, 1 as ddpm")
     how.add_argument("--batch", type=int, help="images drawn at once; does not change them")
     how.add_argument("--device", default="", help=DEVICE_HELP)
-    how.add_argument("--precision", choices=sorted(DTYPES), default="fp32", help="of the networks")
+    how.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; fp32 if left out")
     where = parser.add_argument_group("where to")
-    where.add_argument("--outdir", "--out", type=Path, default=Path("outputs"), help="folder of the numbered images")
+    where.add_argument(
+        "--outdir", "--out", type=Path, default=Path("outputs"), help="folder of the images; outputs if left out"
+    )
     where.add_argument("--grid", action="store_true", help="also write all images as one picture, a row per prompt")
     return parser.parse_args()
 
@@ -51,17 +55,23 @@ def main() -> None:
     prompts = read_prompts(args)
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
+    given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
+    given = {name: value for name, value in given.items() if value is not None}
+    replace(SampleConfig(), **given)  # refuses what no model can do before one is loaded
     folder = args.ckpt or shipped_model()
     model = load_model(folder, device_of(args.device))
-    sampling, size, seed = settle(args, again, model)
+    sampling, size, seed = settle(args, given, again, model)
     model.latent_size(size)  # refuses a size that does not fit before anything is drawn
     args.outdir.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=args.outdir):
+        pass  # a folder that takes no file is noticed here, before anything is drawn
     number = next_number(args.outdir)
     digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()[:10]
     if again is not None and again.model_hash != digest:
         print(f"note: the image was drawn by another model ({again.model}, {again.model_hash})", file=sys.stderr)
-    precision = again.precision if again is not None else args.precision
-    negative = args.negative_prompt or (again.negative_prompt if again is not None else "")
+    precision = args.precision or (again.precision if again is not None else "fp32")
+    negative = again.negative_prompt if again is not None else ""
+    negative = args.negative_prompt if args.negative_prompt is not None else negative
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
     images, paths, began = [], [], time.perf_counter()
     with tqdm(total=len(repeated) * sampling.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:
@@ -93,6 +103,8 @@ def main() -> None:
             images.append(image)
             paths.append(path)
     taken = time.perf_counter() - began
+    if model.text.truncated:
+        print(f"note: {model.text.truncated} prompts were cut to the model's {model.text.context_length} tokens")
     print(f"{len(images)} images in {taken:.1f} s, {len(images) / taken:.2f} a second: {paths[0]} to {paths[-1]}")
     if args.grid:
         columns = args.n_samples if args.n_samples > 1 else min(4, len(images))
@@ -115,15 +127,14 @@ def read_prompts(args: argparse.Namespace) -> list[str]:
 
 
 def settle(
-    args: argparse.Namespace, again: Settings | None, model: TextToImage
+    args: argparse.Namespace, given: dict[str, Any], again: Settings | None, model: TextToImage
 ) -> tuple[SampleConfig, tuple[int, int], int]:
     """Sampling settings, (height, width) and seed: the command line's, else the image's, else the model's."""
     sampling, size, seed = model.sampling, model.size, 0
     if again is not None:
         sampling = replace(sampling, sampler=again.sampler, steps=again.steps, scale=again.scale, eta=again.eta)
         size, seed = (again.height, again.width), again.seed
-    given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
-    sampling = replace(sampling, **{name: value for name, value in given.items() if value is not None})
+    sampling = replace(sampling, **given)
     size = (args.height if args.height is not None else size[0], args.width if args.width is not None else size[1])
     seed = args.seed if args.seed is not None else seed
     if not 0 <= seed < 2**63:

@@ -44,7 +44,7 @@ def test_a_section_of_a_file_starts_from_its_class_and_one_of_the_command_line_f
 
 def test_a_section_keeps_the_defaults_of_its_run_not_of_its_class():
     assert load(Run, None, ["autoencoder.blocks=1"]).autoencoder.patch == Run().autoencoder.patch
-    assert load(Run, None, ["denoiser.depth=1"]).denoiser.width == Run().denoiser.width
+    assert load(Run, None, ["denoiser.blocks=2"]).denoiser.width == Run().denoiser.width
 
 
 def test_values_are_read_as_yaml():
@@ -204,7 +204,7 @@ def test_two_runs_do_not_share_a_section(section):
 
 
 def test_the_shapes_configuration_is_what_runs_without_one():
-    (path,) = (path for path in CONFIGS if path.name == "shapes_dit.yaml")
+    (path,) = (path for path in CONFIGS if path.name == "shapes_unet.yaml")
     assert load(Run, path) == Run()
 
 

@@ -75,20 +75,29 @@ class ScaledLinearConfig:
 
 @dataclass
 class CosineConfig:
-    """alpha_bar as a squared cosine (iDDPM, Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17)."""
+    """alpha_bar as a squared cosine (iDDPM, Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17).
+
+    ``shift`` multiplies sigma / alpha at every time (simple diffusion, Hoogeboom et al. 2023, arXiv:2301.11093,
+    Sec. 2.3): the more positions say the same, the more noise it takes to hide what they say.
+    """
 
     steps: int = 1_000
     offset: float = 0.008  # s of eq. 17
     max_beta: float = 0.999  # every beta is at most this
+    shift: float = 1.0  # factor of sigma / alpha
 
     def __post_init__(self) -> None:
         _check_betas(self.steps, 0.5, self.max_beta)
+        if not 0 < self.shift < float("inf"):
+            raise ValueError(f"shift {self.shift} is not a positive number; try shift=1")
         if not self.offset > 0:
             raise ValueError(f"offset {self.offset} is not positive; try offset=0.008")
 
     def build(self) -> Schedule:
         t = np.arange(self.steps + 1) / self.steps
         bar = np.cos((t + self.offset) / (1 + self.offset) * np.pi / 2) ** 2
+        bar = bar / bar[0]
+        bar = bar / (bar + self.shift**2 * (1 - bar))
         return VPTable(np.minimum(1 - bar[1:] / bar[:-1], self.max_beta))
 
 

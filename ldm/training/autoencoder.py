@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder, ReconstructionConfig
 from ldm.data.loader import batches, first_batches
+from ldm.pictures import grid
 from ldm.training.optim import TrainConfig
-from ldm.training.pictures import grid
 from ldm.types import Batch
 
 MEASURED = 2_048  # images over which the latents' mean and std are taken

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from ldm.data.loader import batches, first_batches
+from ldm.pictures import grid
 from ldm.text.clip import ClipConfig, ClipText, build_clip
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
-from ldm.training.pictures import grid
 from ldm.types import Batch
 
 MAX_LOGIT_SCALE = log(100)  # CLIP's bound on the learned temperature (Sec. 2.5)

@@ -12,9 +12,9 @@ from ldm.data.latents import Latents
 from ldm.data.loader import batches, first_batches
 from ldm.diffusion.process import ProcessConfig, drop_text, loss
 from ldm.diffusion.targets import TARGETS
+from ldm.pictures import grid
 from ldm.pipeline import SampleConfig, TextToImage
 from ldm.training.optim import TrainConfig
-from ldm.training.pictures import grid
 from ldm.types import Batch, Schedule, TextEncoder
 
 NUM_PICTURES = 16  # in a sample grid

@@ -13,6 +13,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm.files import load_weights, read_tensors
 from ldm.training import checkpoint
 from ldm.training.log import Log, draw_curves
 from ldm.training.optim import TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
@@ -60,11 +61,22 @@ class Trainer:
 
     ``folder`` gets ``log.jsonl``, ``samples/``, ``curves.png`` and, under ``state/``, the checkpoints. With each
     checkpoint the task exports its averaged network (EMA). ``described`` is the configuration as text, kept in the
-    checkpoint. Everything random is a function of (seed, step, rank), so a resumed run goes on as if never stopped.
+    checkpoint, and so is ``made_from``, the hash of each frozen part that the task builds on. Everything random is a
+    function of (seed, step, rank), so a resumed run goes on as if never stopped.
     """
 
-    def __init__(self, task: Task, config: TrainConfig, folder: Path, *, described: str, device: torch.device) -> None:
-        self.task, self.config, self.folder, self.described = task, config, folder, described
+    def __init__(
+        self,
+        task: Task,
+        config: TrainConfig,
+        folder: Path,
+        *,
+        described: str,
+        made_from: dict[str, str],
+        device: torch.device,
+    ) -> None:
+        self.task, self.config, self.folder = task, config, folder
+        self.described, self.made_from = described, made_from
         self.accelerator = _accelerator(config, folder, device)
         self.network = task.network.to(self.accelerator.device)
         self.average = moving_average(self.network, config.ema) if config.ema else None
@@ -173,7 +185,7 @@ class Trainer:
             tensors = {"weights": self.network.state_dict(), "optimizer": checkpoint.optimizer_tensors(opt)}
             if self.average is not None:
                 tensors["ema"] = self.average.state_dict()
-            facts = {"config": self.described, "world": self.accelerator.num_processes, "torch": torch.__version__}
+            facts = {"config": self.described, "torch": torch.__version__, **self._conditions()}
             self._quietly(self.task.export)  # first: a finished run that is started again exports no more
             checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep)
         self.accelerator.wait_for_everyone()
@@ -183,12 +195,26 @@ class Trainer:
         path = checkpoint.newest(self.folder / "state", warn=self.accelerator.print)
         if path is None:
             return 0
-        checkpoint.load_weights(self.network, path / "weights.safetensors")
-        checkpoint.load_optimizer(opt, checkpoint.read_tensors(path / "optimizer.safetensors"))
+        state = json.loads((path / "state.json").read_text())
+        self._check(state, path)
+        load_weights(self.network, path / "weights.safetensors")
+        checkpoint.load_optimizer(opt, read_tensors(path / "optimizer.safetensors"))
         if self.average is not None:
-            checkpoint.load_weights(self.average, path / "ema.safetensors")
+            load_weights(self.average, path / "ema.safetensors")
         self.accelerator.print(f"going on from {path}")
-        return int(json.loads((path / "state.json").read_text())["step"])
+        return int(state["step"])
+
+    def _conditions(self) -> dict[str, Any]:
+        """What must be the same for a run to go on: who takes which samples, and the parts it is trained on."""
+        return {"number of processes": self.accelerator.num_processes, **self.made_from}
+
+    def _check(self, state: dict[str, Any], path: Path) -> None:
+        for name, now in self._conditions().items():
+            if state.get(name) != now:
+                raise ValueError(
+                    f"{path} was made with another {name} ({state.get(name)}, now {now}): go on with the same, "
+                    f"or begin anew with another out=, or by deleting {path.parent}"
+                )
 
     def _quietly(self, call: Callable[..., Any], *args: Any) -> Any:
         """``call`` with the averaged network in evaluation mode and no gradients."""

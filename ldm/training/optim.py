@@ -6,10 +6,11 @@ from math import cos, pi
 
 import torch
 from torch import Tensor, nn
-from torch.optim import AdamW
+from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+OPTIMIZERS = ("adamw", "muon")
 DECAYS = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -21,12 +22,13 @@ class TrainConfig:
     steps: int = 10_000  # optimizer steps
     batch: int = 64  # samples a process and micro-step
     accumulate: int = 1  # micro-steps an optimizer step
+    optimizer: str = "adamw"  # adamw | muon (for linear and convolution weights, with AdamW for all else)
     lr: float = 1e-4  # peak learning rate
     warmup: int = 500  # optimizer steps of linear rise
     decay: str = "cosine"  # constant | linear | cosine, from the peak to lr_end
     lr_end: float = 0.0  # share of the peak that is left at the last step
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # of AdamW
-    weight_decay: float = 0.01  # AdamW's, on matrices and kernels only
+    weight_decay: float = 0.01  # decoupled, on matrices and kernels only
     clip: float = 1.0  # gradient norm; 0 does not clip
     ema: float = 0.9995  # decay of the weights' moving average, reached by warm-up; 0 keeps none
     precision: str = "auto"  # auto (what the device multiplies fastest) | fp32 | bf16 | fp16
@@ -61,7 +63,7 @@ class TrainConfig:
             raise ValueError(f"ema {self.ema} is not in [0, 1); try ema=0.999")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             raise ValueError(f"betas {self.betas} are not two numbers in [0, 1); try betas=[0.9,0.99]")
-        for name, known in (("decay", DECAYS), ("precision", PRECISIONS)):
+        for name, known in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} '{getattr(self, name)}' is not one of {', '.join(known)}")
         for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers"):
@@ -69,17 +71,40 @@ class TrainConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not a number of at least 0")
 
 
-def optimizer(network: nn.Module, config: TrainConfig) -> AdamW:
-    """AdamW over the trainable parameters; biases, gains and other vectors are not decayed."""
+def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
+    """What ``config`` names, over the trainable parameters; biases, gains and other vectors are not decayed.
+
+    "adamw" is Loshchilov & Hutter's (arXiv:1711.05101). "muon" orthogonalises the momentum of every weight of a
+    linear or convolution layer, the latter as a matrix (out, in k k) (Jordan et al. 2024), scaled so that AdamW's
+    learning rates serve (Liu et al. 2025, arXiv:2502.16982, Sec. 2.2). Tables, vectors and matrices of fewer than four
+    rows or columns get AdamW.
+    """
     trained = [p for p in network.parameters() if p.requires_grad]
+    decayed = [p for p in trained if p.ndim >= 2]
+    vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
+    betas = (config.betas[0], config.betas[1])
+    if config.optimizer == "adamw":
+        groups = [{"params": decayed, "weight_decay": config.weight_decay}, vectors]
+        return AdamW(groups, lr=config.lr, betas=betas, fused=True)
+    from timm.optim import Muon  # importing timm takes seconds, which a script's --help should not wait for
+
+    mapping = _mapping_weights(network)
     groups = [
-        {"params": [p for p in trained if p.ndim >= 2], "weight_decay": config.weight_decay},
-        {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0},
+        {"params": [p for p in decayed if p in mapping]},
+        {"params": [p for p in decayed if p not in mapping], "use_fallback": True},
+        {**vectors, "use_fallback": True},
     ]
-    return AdamW(groups, lr=config.lr, betas=(config.betas[0], config.betas[1]), fused=True)
+    return Muon(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay, nesterov=True)
 
 
-def learning_rate(opt: AdamW, config: TrainConfig, step: int = 0) -> LambdaLR:
+def _mapping_weights(network: nn.Module) -> set[Tensor]:
+    """The weights that map activations to activations, which Muon is made for; not tables that are looked up."""
+    layers = [m for m in network.modules() if isinstance(m, nn.Linear | nn.Conv2d)]
+    fused = [m.in_proj_weight for m in network.modules() if isinstance(m, nn.MultiheadAttention)]
+    return {weight for weight in (*(layer.weight for layer in layers), *fused) if weight is not None}
+
+
+def learning_rate(opt: Optimizer, config: TrainConfig, step: int = 0) -> LambdaLR:
     """Linear warm-up, then the decay, as a pure function of the optimizer step, set to ``step``."""
 
     def factor(step: int) -> float:

@@ -46,6 +46,19 @@ def test_t_at_inverts_level(name):
         assert schedule.t_at(schedule.level(t).nsr) == pytest.approx(t, abs=1e-9)
 
 
+@pytest.mark.parametrize("shift", [0.5, 3.0])
+def test_a_shift_multiplies_the_ratio_of_noise_to_signal(shift):
+    plain, shifted = SCHEDULES["cosine"]().build(), SCHEDULES["cosine"](shift=shift).build()
+    for t in (0.001, 0.1, 0.5, 0.9, 0.99):
+        assert shifted.level(t).nsr == pytest.approx(shift * plain.level(t).nsr)
+
+
+@pytest.mark.parametrize("shift", [0.0, -1.0, float("nan"), float("inf")])
+def test_an_impossible_shift_is_refused(shift):
+    with pytest.raises(ValueError, match=r"shift .* is not a positive number; try shift=1"):
+        SCHEDULES["cosine"](shift=shift)
+
+
 @pytest.mark.parametrize("values", [{"steps": 0}, {"beta_end": 1.5}, {"beta_start": 0.0}])
 def test_impossible_tables_are_refused(values):
     with pytest.raises(ValueError, match="beta|steps"):

@@ -120,10 +120,12 @@ def test_an_image_is_drawn_again_from_the_settings_in_it(draw, tmp_path):
 
 
 def test_settings_of_an_image_may_be_changed(draw, tmp_path):
-    (one,) = draw("--prompt", "a star", "--seed", 5)
-    (other,) = draw("--from-image", one, "--steps", 3, "--prompt", "a ring", folder=tmp_path / "other")
+    (one,) = draw("--prompt", "a star", "--negative-prompt", "blue", "--seed", 5)
+    changed = ("--steps", 3, "--prompt", "a ring", "--negative-prompt", "", "--precision", "bf16")
+    (other,) = draw("--from-image", one, *changed, folder=tmp_path / "other")
     settings = read_settings(other)
     assert (settings.prompt, settings.steps, settings.seed) == ("a ring", 3, 5)
+    assert (settings.negative_prompt, settings.precision) == ("", "bf16")
 
 
 @pytest.mark.parametrize(

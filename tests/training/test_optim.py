@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from ldm.training.optim import TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
+from ldm.training.optim import OPTIMIZERS, TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
 
 
 def rates(**options):
@@ -50,10 +50,11 @@ def test_the_learning_rate_goes_on_from_any_step(step):
         schedule.step()
 
 
-def test_only_matrices_and_kernels_decay():
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_only_matrices_and_kernels_decay(kind):
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4))
     network[2].bias.requires_grad_(False)
-    opt = optimizer(network, TrainConfig(lr=0.5, weight_decay=0.1))
+    opt = optimizer(network, TrainConfig(optimizer=kind, lr=0.5, weight_decay=0.1))
     before = {name: p.detach().clone() for name, p in network.named_parameters()}
     for p in network.parameters():
         p.grad = torch.zeros_like(p) if p.requires_grad else None
@@ -62,12 +63,45 @@ def test_only_matrices_and_kernels_decay():
         torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.ndim >= 2 else 1.0), msg=name)
 
 
-def test_every_trainable_parameter_is_optimized_once():
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_every_trainable_parameter_is_optimized_once(kind):
     network = nn.Sequential(nn.Conv2d(2, 4, 3), nn.GroupNorm(2, 4), nn.Linear(4, 4)).requires_grad_(True)
     network[0].weight.requires_grad_(False)
-    held = [p for group in optimizer(network, TrainConfig()).param_groups for p in group["params"]]
+    held = [p for group in optimizer(network, TrainConfig(optimizer=kind)).param_groups for p in group["params"]]
     assert {id(p) for p in held} == {id(p) for p in network.parameters() if p.requires_grad}
     assert len(held) == 5
+
+
+@pytest.mark.parametrize(
+    ("network", "name"),
+    [
+        (nn.Linear(6, 5), "weight"),
+        (nn.Conv2d(2, 5, 3), "weight"),
+        (nn.MultiheadAttention(4, 2), "in_proj_weight"),
+    ],
+)
+def test_muon_moves_every_direction_of_a_layers_weight_alike(network, name):
+    weight = network.get_parameter(name)
+    before = weight.detach().flatten(1).clone()
+    opt = optimizer(network, TrainConfig(optimizer="muon", lr=1.0, weight_decay=0.0))
+    for p in network.parameters():
+        p.grad = torch.randn_like(p)
+    opt.step()
+    moved = torch.linalg.svdvals(weight.detach().flatten(1) - before) / (0.2 * max(before.shape) ** 0.5)
+    assert ((moved > 0.6) & (moved < 1.3)).all()  # five iterations bring singular values near to 1, not to it
+
+
+def test_muon_leaves_tables_and_vectors_to_adamw():
+    network = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4))
+    start = {name: p.detach().clone() for name, p in network.named_parameters()}
+    opt = optimizer(network, TrainConfig(optimizer="muon", lr=0.1, weight_decay=0.0))
+    for p in network.parameters():
+        p.grad = torch.randn_like(p)
+    opt.step()
+    for name, p in network.named_parameters():
+        # a first step of Adam goes by the gradient's sign, whatever its size
+        step = start[name] - p.detach()
+        assert torch.equal(step.sign(), p.grad.sign()) and step.abs().std() < 1e-4 * step.abs().mean(), name
 
 
 def test_the_moving_average_warms_up_to_its_decay():

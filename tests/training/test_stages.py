@@ -1,5 +1,6 @@
 """The whole chain on tiny settings: train, cache, train, save, load, draw; and what happens when it is interrupted."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -7,10 +8,11 @@ import torch
 
 from ldm.config import load
 from ldm.data.latents import StaleCache
+from ldm.files import BrokenFile, read_tensors
 from ldm.folders import load_model
 from ldm.run import Run
 from ldm.stages import cache_latents, frozen_stages, train_autoencoder, train_clip, train_ldm
-from ldm.training.checkpoint import BrokenFile, newest, read_tensors, saved
+from ldm.training.checkpoint import newest, saved
 from ldm.training.log import read
 
 CPU = torch.device("cpu")
@@ -71,6 +73,36 @@ def test_a_run_stopped_at_half_goes_on_to_the_same_weights(trained, tmp_path, ti
     assert stopped.keys() == whole.keys()
 
 
+def test_a_run_does_not_go_on_with_another_autoencoder(trained, tmp_path, tiny):
+    shutil.copytree(trained.out, tmp_path / "run")
+    overrides = [*tiny, f"out={tmp_path / 'run'}", "cache.use=never"]
+    train_autoencoder(load(Run, None, [*overrides, f"out={tmp_path / 'other'}", "train_autoencoder.seed=1"]), CPU)
+    shutil.rmtree(tmp_path / "run" / "autoencoder")
+    shutil.copytree(tmp_path / "other" / "autoencoder", tmp_path / "run" / "autoencoder")
+    with pytest.raises(ValueError, match=r"step-00000004 was made with another autoencoder \(.*or begin anew with"):
+        train_ldm(load(Run, None, [*overrides, "train_ldm.steps=6"]), CPU)
+
+
+@pytest.fixture
+def shipped_stages(tiny) -> list[str]:
+    """Overrides of a tiny run with the autoencoder and the text encoder of the shipped model."""
+    return [override for override in tiny if not override.startswith(("autoencoder.", "text."))]
+
+
+def test_a_missing_stage_is_taken_from_the_shipped_model_and_it_is_said(tmp_path, shipped_stages, capsys):
+    train_ldm(load(Run, None, [*shipped_stages, f"out={tmp_path}", "train_ldm.steps=1"]), CPU)
+    said = capsys.readouterr().out
+    for stage in ("autoencoder", "text"):
+        assert f"{tmp_path / stage} is not there: taking the shipped model's {stage}" in said
+
+
+@pytest.mark.parametrize("other", ["autoencoder.channels=4", "text.layers=3"])
+def test_a_missing_stage_that_is_no_shipped_network_is_asked_for(tmp_path, shipped_stages, other):
+    name = other.partition(".")[0]
+    with pytest.raises(ValueError, match=rf"this run's {name} section is not the shipped .* train it with scripts/"):
+        train_ldm(load(Run, None, [*shipped_stages, other, f"out={tmp_path}"]), CPU)
+
+
 def test_the_latents_have_zero_mean_and_unit_variance(trained):
     from ldm.data.loader import first_batches
 
@@ -117,16 +149,14 @@ def test_a_cache_of_another_data_set_or_autoencoder_is_refused(trained):
         cache_latents(run, autoencoder, text, run.data.build("train"))
 
 
-def test_training_without_a_cache_works_too(tiny, tmp_path):
-    run = load(Run, None, [*tiny, f"out={tmp_path}", "cache.use=never", "train_ldm.steps=1"])
+def test_training_without_a_cache_works_too(shipped_stages, tmp_path):
+    run = load(Run, None, [*shipped_stages, f"out={tmp_path}", "cache.use=never", "train_ldm.steps=1"])
     train_ldm(run, CPU)
     assert not (tmp_path / "cache").exists()
     assert (tmp_path / "model" / "denoiser.safetensors").exists()
 
 
 def test_a_damaged_model_is_refused_and_the_file_is_named(trained, tmp_path):
-    import shutil
-
     folder = tmp_path / "model"
     shutil.copytree(f"{trained.out}/model", folder)
     path = folder / "denoiser.safetensors"

@@ -1,0 +1,137 @@
+"""Folders that are whole or not there, and the tensors in them: staged, hashed, synced, then renamed into place.
+
+Nothing is pickled.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from hashlib import sha256
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+MANIFEST = "manifest.json"
+
+
+class BrokenFile(ValueError):
+    """A file that is missing, torn or altered; the message names it."""
+
+
+@contextmanager
+def whole_folder(folder: Path) -> Iterator[Path]:
+    """A staging folder to fill; on leaving, it gets a manifest of hashes and becomes ``folder`` by one rename.
+
+    ``folder`` so is complete or not there, and an existing one is replaced only by a complete one. Where the filling
+    fails, the staging folder is removed and ``folder`` stays as it was.
+    """
+    staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
+    shutil.rmtree(staged, ignore_errors=True)
+    staged.mkdir(parents=True)
+    try:
+        yield staged
+        files = sorted(path for path in staged.rglob("*") if path.is_file())
+        hashes = {path.relative_to(staged).as_posix(): _hash(path) for path in files}
+        (staged / MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
+        for path in [*staged.rglob("*"), staged]:
+            if path.is_file():
+                path.chmod(0o666 & ~_umask())  # safetensors writes mode 0600
+            _sync(path)
+        if folder.exists():
+            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+            folder.rename(old)
+            try:
+                staged.rename(folder)
+            except BaseException:
+                old.rename(folder)
+                raise
+            shutil.rmtree(old)
+        else:
+            staged.rename(folder)
+        _sync(folder.parent)
+    except BaseException:
+        shutil.rmtree(staged, ignore_errors=True)
+        raise
+
+
+def check_folder(folder: Path) -> None:
+    """Compare every file of ``folder`` with its manifest.
+
+    Raises:
+        BrokenFile: a file is missing or its hash is another.
+    """
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+    except (OSError, ValueError) as error:
+        raise BrokenFile(
+            f"{folder / MANIFEST} is missing or unreadable: not a complete folder of this program"
+        ) from error
+    for name, wanted in hashes.items():
+        if not (folder / name).is_file():
+            raise BrokenFile(f"{folder / name} is missing; copy the whole folder")
+        if _hash(folder / name) != wanted:
+            raise BrokenFile(f"{folder / name} does not have the hash in {MANIFEST}: it is damaged or was altered")
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file, or a BrokenFile that names it."""
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise BrokenFile(f"{path} is not a readable safetensors file ({error}); fetch it again") from error
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | None = None) -> None:
+    """Write a safetensors file, floating-point tensors in ``dtype`` where one is given."""
+    kept = {
+        key: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
+        for key, value in tensors.items()
+    }
+    save_file(kept, path)
+
+
+def load_weights(network: torch.nn.Module, source: Path) -> None:
+    """Load a safetensors file strictly; half precision becomes what the network has.
+
+    Raises:
+        BrokenFile: the file is torn, or keys or shapes differ; the message names the first and both shapes.
+    """
+    tensors, wanted = read_tensors(source), network.state_dict()
+    for kind, keys in (("lacks", wanted.keys() - tensors.keys()), ("has the unknown", tensors.keys() - wanted.keys())):
+        if keys:
+            first = ", ".join(sorted(keys)[:3])
+            raise BrokenFile(
+                f"{source} {kind} {len(keys)} weights ({first}, ...): it was made by another configuration"
+            )
+    for key, value in tensors.items():
+        if value.shape != wanted[key].shape:
+            shapes = f"{tuple(value.shape)} in the file, {tuple(wanted[key].shape)} in the network"
+            raise BrokenFile(f"{source}: '{key}' is {shapes}: it was made by another configuration")
+    network.load_state_dict(tensors)
+
+
+def _hash(path: Path) -> str:
+    digest = sha256()
+    with path.open("rb") as file:
+        while part := file.read(1 << 20):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _sync(path: Path) -> None:
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
