@@ -14,7 +14,7 @@ install: .venv/installed
 	$(PY) -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-# The shipped model's pictures first; then the whole chain from scratch, which took eleven minutes on two cores.
+# The shipped model's pictures first; then the whole chain from scratch, which took twelve minutes on one core.
 demo: .venv/installed
 	$(PY) scripts/txt2img.py --from-file data/prompts.txt --outdir $(DEMO)/shipped --grid
 	$(PY) scripts/train_autoencoder.py --config configs/demo.yaml

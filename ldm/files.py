@@ -25,10 +25,11 @@ class BrokenFile(ValueError):
 
 @contextmanager
 def whole_folder(folder: Path) -> Iterator[Path]:
-    """A staging folder to fill; on leaving, it gets a manifest of hashes and becomes ``folder`` by one rename.
+    """A staging folder to fill; on leaving, it gets a manifest of hashes and is renamed to ``folder``.
 
-    ``folder`` so is complete or not there, and an existing one is replaced only by a complete one. Where the filling
-    fails, the staging folder is removed and ``folder`` stays as it was.
+    ``folder`` so is complete or not there, and an existing one is replaced only by a complete one: it is moved aside
+    first, so that a process killed between the two renames leaves it as ``.NAME.PID.old``. Where the filling fails, the
+    staging folder is removed and ``folder`` stays as it was.
     """
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     shutil.rmtree(staged, ignore_errors=True)
@@ -60,14 +61,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
 
 def check_folder(folder: Path) -> None:
-    """Compare every file of ``folder`` with its manifest.
+    """Compare every file that the manifest of ``folder`` names with its hash there.
 
     Raises:
         BrokenFile: a file is missing or its hash is another.
     """
     try:
-        hashes = json.loads((folder / MANIFEST).read_text())
-    except (OSError, ValueError) as error:
+        hashes = dict(json.loads((folder / MANIFEST).read_text()))
+    except (OSError, ValueError, TypeError) as error:
         raise BrokenFile(
             f"{folder / MANIFEST} is missing or unreadable: not a complete folder of this program"
         ) from error

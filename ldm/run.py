@@ -30,13 +30,15 @@ class Run:
     schedule: Any = choice(SCHEDULES, "cosine", shift=2.0)
     process: ProcessConfig = section(ProcessConfig)
     cache: CacheConfig = section(CacheConfig)
-    sample: SampleConfig = section(SampleConfig, scale=3.0)
+    sample: SampleConfig = section(SampleConfig, scale=2.0, eta=1.0)
     train_autoencoder: TrainConfig = section(
         TrainConfig, steps=1_200, batch=32, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
     )
-    train_clip: TrainConfig = section(TrainConfig, steps=500, batch=256, lr=1e-3, warmup=50, ema=0.98)
+    train_clip: TrainConfig = section(
+        TrainConfig, steps=250, batch=256, optimizer="muon", lr=2e-3, betas=[0.9, 0.95], warmup=20, ema=0.95
+    )
     train_ldm: TrainConfig = section(
-        TrainConfig, steps=4_400, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=100, ema=0.999
+        TrainConfig, steps=2_900, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=100, ema=0.999
     )
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ A stage that the run has not trained is taken from the shipped model where the c
 and it is said so.
 """
 
-from dataclasses import replace
+from dataclasses import fields, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,12 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
-from ldm.config import to_yaml
+from ldm.config import load, to_yaml
 from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
 from ldm.data.loader import first_batches
 from ldm.files import whole_folder
 from ldm.folders import (
+    CONFIG,
     build_denoiser,
     load_autoencoder,
     load_text,
@@ -34,7 +35,7 @@ from ldm.folders import (
     shipped_model,
 )
 from ldm.run import Run
-from ldm.text.clip import ClipText
+from ldm.text.clip import Architecture, ClipText
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.clip import ClipTask
@@ -52,7 +53,7 @@ def train_autoencoder(run: Run, device: torch.device) -> Path:
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
     data = run.data.build("train"), run.data.build("val")
     task = AutoencoderTask(network, run.reconstruction, *data, config, lambda net: save_autoencoder(net, run, folder))
-    _train(task, config, run, device)
+    _train(task, config, run, device, {})
     return folder
 
 
@@ -64,7 +65,7 @@ def train_clip(run: Run, device: torch.device) -> Path:
     vocabulary = Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))
     print(f"a vocabulary of {len(vocabulary)} tokens")
     task = ClipTask(run.text, vocabulary, run.data.size, *data, config, lambda text: save_text(text, folder))
-    _train(task, config, run, device)
+    _train(task, config, run, device, {})
     return folder
 
 
@@ -82,18 +83,21 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     task = DenoiserTask(
         network, *frozen, train_data, val, config, lambda net: save_model(net, autoencoder, text, run, folder)
     )
-    made_from = {"autoencoder": _fingerprint(autoencoder), "text encoder": _fingerprint(text)}
+    made_from = {
+        "autoencoder": _fingerprint(autoencoder),
+        "text encoder": _fingerprint(text),
+        "schedule": str(run.schedule),
+        "target": run.process.target,
+    }
     _train(task, config, run, device, made_from)
     return folder
 
 
-def _train(
-    task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str] | None = None
-) -> None:
+def _train(task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str]) -> None:
     trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
     print(f"{task.name}: {trained / 1e6:.2f} M parameters")
     folder = Path(run.out) / "training" / task.name
-    Trainer(task, config, folder, described=to_yaml(run), made_from=made_from or {}, device=device).run()
+    Trainer(task, config, folder, described=to_yaml(run), made_from=made_from, device=device).run()
 
 
 def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
@@ -156,13 +160,21 @@ def _stage(run: Run, name: str, script: str) -> Path:
     folder = Path(run.out) / name
     if folder.is_dir():
         return folder
-    if getattr(run, name) != getattr(Run(), name):
+    shipped = load(Run, shipped_model() / CONFIG)
+    if _network(run, name) != _network(shipped, name):
         raise ValueError(
-            f"{folder} is not there, and this run's {name} section is not the shipped model's, whose {name} could "
-            f"stand in: train it with {script}"
+            f"{folder} is not there, and this run's {name} is not the shipped model's, which else could stand in: "
+            f"train it with {script}"
         )
     print(f"{folder} is not there: taking the shipped model's {name} ({script} trains one of this run's own)")
     return shipped_model() / name
+
+
+def _network(run: Run, stage: str) -> Any:
+    """The part of the configuration that settles the network of a stage."""
+    if stage == "autoencoder":
+        return run.autoencoder, run.bottleneck
+    return [getattr(run.text, f.name) for f in fields(Architecture) if hasattr(run.text, f.name)]
 
 
 def _fingerprint(network: nn.Module) -> str:

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     again = read_settings(args.from_image) if args.from_image else None
-    prompts = read_prompts(args)
+    prompts = read_prompts(args, again)
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
     given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
@@ -72,6 +72,10 @@ def main() -> None:
     precision = args.precision or (again.precision if again is not None else "fp32")
     negative = again.negative_prompt if again is not None else ""
     negative = args.negative_prompt if args.negative_prompt is not None else negative
+    model.text([*dict.fromkeys(prompts)])
+    if model.text.truncated:
+        text = f"{model.text.truncated} of the prompts are longer than the {model.text.context_length} tokens"
+        print(f"note: {text} that the model reads, and are cut there", file=sys.stderr)
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
     images, paths, began = [], [], time.perf_counter()
     with tqdm(total=len(repeated) * sampling.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:
@@ -103,8 +107,6 @@ def main() -> None:
             images.append(image)
             paths.append(path)
     taken = time.perf_counter() - began
-    if model.text.truncated:
-        print(f"note: {model.text.truncated} prompts were cut to the model's {model.text.context_length} tokens")
     print(f"{len(images)} images in {taken:.1f} s, {len(images) / taken:.2f} a second: {paths[0]} to {paths[-1]}")
     if args.grid:
         columns = args.n_samples if args.n_samples > 1 else min(4, len(images))
@@ -113,14 +115,14 @@ def main() -> None:
         print(f"grid: {path}")
 
 
-def read_prompts(args: argparse.Namespace) -> list[str]:
+def read_prompts(args: argparse.Namespace, again: Settings | None) -> list[str]:
     """The prompts of the command line and of the file, in that order; those of an image where neither is given."""
     prompts = list(args.prompt)
     if args.from_file:
         lines = args.from_file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
         prompts += [line.strip() for line in lines if line.strip()]
-    if args.from_image and not prompts:
-        prompts = [read_settings(args.from_image).prompt]
+    if again is not None and not prompts:
+        prompts = [again.prompt]
     if not prompts:
         raise ValueError('nothing to draw; give --prompt "a red star left of a blue ring", --from-file or --from-image')
     return prompts

@@ -103,6 +103,7 @@ def test_a_misspelt_word_is_named_with_the_nearest_right_one(override, says):
         ("train_ldm.steps=0", "steps 0"),
         ("train_ldm.warmup=-1", "warmup -1"),
         ("train_ldm.clip=nan", "clip nan"),
+        ("train_ldm.weight_decay=inf", "weight_decay inf"),
         ("train_ldm.betas=[0.9, nan]", "betas"),
         ("train_ldm.ema=1", "ema 1"),
         ("train_ldm.decay=exp", "exp"),

@@ -50,8 +50,8 @@ class KLConfig:
     weight: float = 1e-6  # of the KL, in nats per image value (LDM's convention)
 
     def __post_init__(self) -> None:
-        if not self.weight >= 0:
-            raise ValueError(f"weight {self.weight} of the KL is not a number of at least 0; try weight=1e-6")
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight {self.weight} of the KL is not a finite number of at least 0; try weight=1e-6")
 
     def build(self, channels: int) -> nn.Module:
         return Gaussian(channels, self.weight)

@@ -14,8 +14,8 @@ class ReconstructionConfig:
 
     def __post_init__(self) -> None:
         weights = {f.name: getattr(self, f.name) for f in fields(self)}
-        if not all(weight >= 0 for weight in weights.values()) or not any(weights.values()):
-            raise ValueError(f"weights {weights} must be at least 0 and not all 0; try l1=1")
+        if not all(0 <= weight < float("inf") for weight in weights.values()) or not any(weights.values()):
+            raise ValueError(f"weights {weights} must be finite, at least 0 and not all 0; try l1=1")
 
     def build(self) -> "ReconstructionLoss":
         return ReconstructionLoss(self)

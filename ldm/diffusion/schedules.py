@@ -77,8 +77,9 @@ class ScaledLinearConfig:
 class CosineConfig:
     """alpha_bar as a squared cosine (iDDPM, Nichol & Dhariwal 2021, arXiv:2102.09672, eq. 17).
 
-    ``shift`` multiplies sigma / alpha at every time (simple diffusion, Hoogeboom et al. 2023, arXiv:2301.11093,
-    Sec. 2.3): the more positions say the same, the more noise it takes to hide what they say.
+    ``shift`` multiplies sigma / alpha at every time but the last few, where ``max_beta`` rules (simple diffusion,
+    Hoogeboom et al. 2023, arXiv:2301.11093, whose d / 64 it is): the more positions say the same, the more noise it
+    takes to hide what they say.
     """
 
     steps: int = 1_000
@@ -88,8 +89,8 @@ class CosineConfig:
 
     def __post_init__(self) -> None:
         _check_betas(self.steps, 0.5, self.max_beta)
-        if not 0 < self.shift < float("inf"):
-            raise ValueError(f"shift {self.shift} is not a positive number; try shift=1")
+        if not 0.01 <= self.shift <= 100:
+            raise ValueError(f"shift {self.shift} is not a number from 0.01 to 100; try shift=1")
         if not self.offset > 0:
             raise ValueError(f"offset {self.offset} is not positive; try offset=0.008")
 

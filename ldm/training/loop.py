@@ -60,9 +60,9 @@ class Trainer:
     """Trains ``task`` in ``folder``, going on from its newest checkpoint.
 
     ``folder`` gets ``log.jsonl``, ``samples/``, ``curves.png`` and, under ``state/``, the checkpoints. With each
-    checkpoint the task exports its averaged network (EMA). ``described`` is the configuration as text, kept in the
-    checkpoint, and so is ``made_from``, the hash of each frozen part that the task builds on. Everything random is a
-    function of (seed, step, rank), so a resumed run goes on as if never stopped.
+    checkpoint the task exports its averaged network (EMA). A checkpoint keeps the configuration as text (``described``)
+    and what must be the same for a run to go on, such as the hashes of frozen parts (``made_from``). Everything random
+    is a function of (seed, step, rank), so a resumed run goes on as if never stopped.
     """
 
     def __init__(
@@ -185,7 +185,7 @@ class Trainer:
             tensors = {"weights": self.network.state_dict(), "optimizer": checkpoint.optimizer_tensors(opt)}
             if self.average is not None:
                 tensors["ema"] = self.average.state_dict()
-            facts = {"config": self.described, "torch": torch.__version__, **self._conditions()}
+            facts = {"config": self.described, "torch": torch.__version__, "conditions": self._conditions()}
             self._quietly(self.task.export)  # first: a finished run that is started again exports no more
             checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep)
         self.accelerator.wait_for_everyone()
@@ -205,14 +205,21 @@ class Trainer:
         return int(state["step"])
 
     def _conditions(self) -> dict[str, Any]:
-        """What must be the same for a run to go on: who takes which samples, and the parts it is trained on."""
-        return {"number of processes": self.accelerator.num_processes, **self.made_from}
+        """What must be the same for a run to go on: who takes which samples, what steps on them, and ``made_from``."""
+        config = self.config
+        return {
+            "number of processes": self.accelerator.num_processes,
+            **{name: getattr(config, name) for name in ("batch", "accumulate", "seed", "optimizer")},
+            "average": config.ema > 0,
+            **self.made_from,
+        }
 
     def _check(self, state: dict[str, Any], path: Path) -> None:
+        then = state.get("conditions", {})
         for name, now in self._conditions().items():
-            if state.get(name) != now:
+            if then.get(name) != now:
                 raise ValueError(
-                    f"{path} was made with another {name} ({state.get(name)}, now {now}): go on with the same, "
+                    f"{path} was made with another {name} ({then.get(name, 'not known')}, now {now}): go on with that, "
                     f"or begin anew with another out=, or by deleting {path.parent}"
                 )
 

@@ -11,6 +11,7 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 OPTIMIZERS = ("adamw", "muon")
+MUON_MOMENTUM = 0.95
 DECAYS = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 
@@ -22,12 +23,12 @@ class TrainConfig:
     steps: int = 10_000  # optimizer steps
     batch: int = 64  # samples a process and micro-step
     accumulate: int = 1  # micro-steps an optimizer step
-    optimizer: str = "adamw"  # adamw | muon (for linear and convolution weights, with AdamW for all else)
+    optimizer: str = "adamw"  # adamw | muon (with NAdamW for what is no linear or convolution weight)
     lr: float = 1e-4  # peak learning rate
     warmup: int = 500  # optimizer steps of linear rise
     decay: str = "cosine"  # constant | linear | cosine, from the peak to lr_end
     lr_end: float = 0.0  # share of the peak that is left at the last step
-    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # of AdamW
+    betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # of AdamW, and of what Muon leaves to NAdamW
     weight_decay: float = 0.01  # decoupled, on matrices and kernels only
     clip: float = 1.0  # gradient norm; 0 does not clip
     ema: float = 0.9995  # decay of the weights' moving average, reached by warm-up; 0 keeps none
@@ -67,17 +68,17 @@ class TrainConfig:
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} '{getattr(self, name)}' is not one of {', '.join(known)}")
         for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers"):
-            if not getattr(self, name) >= 0:
-                raise ValueError(f"{name} {getattr(self, name)} is not a number of at least 0")
+            if not 0 <= getattr(self, name) < float("inf"):
+                raise ValueError(f"{name} {getattr(self, name)} is not a finite number of at least 0")
 
 
 def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
     """What ``config`` names, over the trainable parameters; biases, gains and other vectors are not decayed.
 
     "adamw" is Loshchilov & Hutter's (arXiv:1711.05101). "muon" orthogonalises the momentum of every weight of a
-    linear or convolution layer, the latter as a matrix (out, in k k) (Jordan et al. 2024), scaled so that AdamW's
-    learning rates serve (Liu et al. 2025, arXiv:2502.16982, Sec. 2.2). Tables, vectors and matrices of fewer than four
-    rows or columns get AdamW.
+    linear or convolution layer, the latter as a matrix (out, in k k) (https://kellerjordan.github.io/posts/muon),
+    scaled so that AdamW's learning rates serve (Liu et al. 2025, arXiv:2502.16982, Sec. 2.2); all else, such as tables
+    and vectors, gets NAdamW.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2]
@@ -90,11 +91,12 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
 
     mapping = _mapping_weights(network)
     groups = [
-        {"params": [p for p in decayed if p in mapping]},
+        {"params": [p for p in decayed if p in mapping], "use_muon": True},
         {"params": [p for p in decayed if p not in mapping], "use_fallback": True},
         {**vectors, "use_fallback": True},
     ]
-    return Muon(groups, lr=config.lr, betas=betas, weight_decay=config.weight_decay, nesterov=True)
+    decay = config.weight_decay
+    return Muon(groups, lr=config.lr, betas=betas, weight_decay=decay, momentum=MUON_MOMENTUM, nesterov=True)
 
 
 def _mapping_weights(network: nn.Module) -> set[Tensor]:

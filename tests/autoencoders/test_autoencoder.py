@@ -120,7 +120,7 @@ def test_sizes_that_cannot_be_built_are_refused(wrong):
         AutoencoderConfig(**wrong)
 
 
-@pytest.mark.parametrize("wrong", [{"l1": -1.0}, {"l1": 0.0}, {"l2": float("nan")}])
+@pytest.mark.parametrize("wrong", [{"l1": -1.0}, {"l1": 0.0}, {"l2": float("nan")}, {"l2": float("inf")}])
 def test_reconstruction_weights_are_checked(wrong):
     with pytest.raises(ValueError, match="at least 0 and not all 0"):
         ReconstructionConfig(**wrong)

@@ -75,7 +75,7 @@ def test_extreme_features_give_finite_latents_and_penalties():
     assert code.z.isfinite().all() and code.penalty.isfinite() and h.grad.isfinite().all()
 
 
-@pytest.mark.parametrize("weight", [-1.0, float("nan")])
+@pytest.mark.parametrize("weight", [-1.0, float("nan"), float("inf")])
 def test_weights_of_the_kl_are_checked(weight):
     with pytest.raises(ValueError, match=f"weight {weight}"):
         KLConfig(weight)

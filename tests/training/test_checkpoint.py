@@ -11,7 +11,7 @@ from ldm.training.optim import OPTIMIZERS, TrainConfig, optimizer
 
 def save(folder, *steps, keep=9):
     for step in steps:
-        save_state(folder, step, {"weights": {"w": torch.full((3,), float(step))}}, {"world": 1}, keep)
+        save_state(folder, step, {"weights": {"w": torch.full((3,), float(step))}}, {"torch": "2"}, keep)
 
 
 def tear(path):

@@ -96,11 +96,35 @@ def test_a_missing_stage_is_taken_from_the_shipped_model_and_it_is_said(tmp_path
         assert f"{tmp_path / stage} is not there: taking the shipped model's {stage}" in said
 
 
-@pytest.mark.parametrize("other", ["autoencoder.channels=4", "text.layers=3"])
+@pytest.mark.parametrize("other", ["autoencoder.channels=5", "bottleneck=identity", "text.layers=3"])
 def test_a_missing_stage_that_is_no_shipped_network_is_asked_for(tmp_path, shipped_stages, other):
-    name = other.partition(".")[0]
-    with pytest.raises(ValueError, match=rf"this run's {name} section is not the shipped .* train it with scripts/"):
+    name = "text" if other.startswith("text") else "autoencoder"
+    with pytest.raises(ValueError, match=rf"this run's {name} is not the shipped .* train it with scripts/"):
         train_ldm(load(Run, None, [*shipped_stages, other, f"out={tmp_path}"]), CPU)
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("train_ldm.batch=4", "another batch \\(8, now 4\\)"),
+        ("train_ldm.seed=1", "another seed"),
+        ("train_ldm.optimizer=adamw", "another optimizer \\(muon, now adamw\\)"),
+        ("train_ldm.ema=0", "another average"),
+        ("schedule.shift=1", "another schedule"),
+        ("process.target=x0", "another target \\(v, now x0\\)"),
+    ],
+)
+def test_a_run_does_not_go_on_with_what_would_not_be_the_same_run(trained, tiny, change, says):
+    run = load(Run, None, [*tiny, "cache.use=always", f"out={trained.out}", "train_ldm.steps=6", change])
+    with pytest.raises(ValueError, match=says):
+        train_ldm(run, CPU)
+
+
+def test_a_run_does_not_go_on_with_another_number_of_processes(trained, tiny, monkeypatch):
+    monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
+    run = load(Run, None, [*tiny, f"out={trained.out}", "train_autoencoder.steps=6"])
+    with pytest.raises(ValueError, match=r"another number of processes \(1, now 2\)"):
+        train_autoencoder(run, CPU)
 
 
 def test_the_latents_have_zero_mean_and_unit_variance(trained):
