@@ -74,8 +74,8 @@ def main() -> None:
     negative = args.negative_prompt if args.negative_prompt is not None else negative
     model.text([*dict.fromkeys(prompts)])
     if model.text.truncated:
-        text = f"{model.text.truncated} of the prompts are longer than the {model.text.context_length} tokens"
-        print(f"note: {text} that the model reads, and are cut there", file=sys.stderr)
+        cut, most = model.text.truncated, model.text.context_length
+        print(f"note: prompts cut to the {most} tokens that the model reads: {cut}", file=sys.stderr)
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
     images, paths, began = [], [], time.perf_counter()
     with tqdm(total=len(repeated) * sampling.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:

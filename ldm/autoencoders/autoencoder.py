@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoders.blocks import Stack, decoder, encoder
-from ldm.autoencoders.bottlenecks import Code
+from ldm.autoencoders.bottlenecks import Bottleneck, Code
 
 
 @dataclass
@@ -40,7 +40,7 @@ class AutoencoderConfig:
         """How many pixels, along one side, become one latent position."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
 
-    def build(self, bottleneck: nn.Module) -> "Autoencoder":
+    def build(self, bottleneck: Bottleneck) -> "Autoencoder":
         return Autoencoder(self, bottleneck)
 
 
@@ -50,16 +50,17 @@ class Autoencoder(nn.Module):
     mean: Tensor
     std: Tensor
 
-    def __init__(self, config: AutoencoderConfig, bottleneck: nn.Module) -> None:
+    def __init__(self, config: AutoencoderConfig, bottleneck: Bottleneck) -> None:
         super().__init__()
         self.channels, self.factor = config.channels, config.factor
-        features: int = bottleneck.features  # type: ignore[assignment]
         widths = [config.width * multiplier for multiplier in config.multipliers]
         stack = Stack(widths, config.blocks, config.patch, config.attention, config.groups)
-        self.encoder = encoder(3, features, stack)
+        self.encoder = encoder(3, bottleneck.features, stack)
         self.decoder = decoder(config.channels, 3, stack)
         self.bottleneck = bottleneck
-        bottleneck.start(self.encoder[-1])  # type: ignore[operator]
+        last = self.encoder[-1]
+        assert isinstance(last, nn.Conv2d)
+        bottleneck.start(last)
         self.register_buffer("mean", torch.zeros(config.channels, 1, 1))
         self.register_buffer("std", torch.ones(config.channels, 1, 1))
 
@@ -78,7 +79,7 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"image of {image.shape[3]} x {image.shape[2]} pixels: sides must be multiples of {self.factor}"
             )
-        z: Tensor = self.bottleneck.mode(self.encoder(image))  # type: ignore[operator]
+        z = self.bottleneck.mode(self.encoder(image))
         return (z.float() - self.mean) / self.std
 
     def decode(self, latent: Tensor) -> Tensor:
@@ -91,7 +92,7 @@ class Autoencoder(nn.Module):
         """Set the latents' mean and std per channel from batches of ``images`` (B, 3, H, W)."""
         count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
         for image in images:
-            z = self.bottleneck.mode(self.encoder(image)).double().cpu()  # type: ignore[operator]
+            z = self.bottleneck.mode(self.encoder(image)).double().cpu()
             count += z.numel() // self.channels
             total += z.sum(dim=(0, 2, 3))
             squares += z.square().sum(dim=(0, 2, 3))

@@ -20,27 +20,41 @@ class Code(NamedTuple):
     logs: dict[str, Tensor]
 
 
+class Bottleneck(nn.Module):
+    """Features of the encoder in, a latent out."""
+
+    features: int  # channels that the encoder must give
+
+    def forward(self, h: Tensor, pixels: int) -> Code:
+        """The code of ``h`` (B, features, H, W); ``pixels`` is the number of values in one image, 3 H W."""
+        raise NotImplementedError
+
+    def mode(self, h: Tensor) -> Tensor:
+        """The latent (B, C, H, W) without any draw."""
+        raise NotImplementedError
+
+    def start(self, last: nn.Conv2d) -> None:
+        """Set the start of the encoder's ``last`` convolution, or leave it as it was initialised."""
+
+
 @dataclass
 class IdentityConfig:
     """No bottleneck but the latent's size: a plain autoencoder."""
 
-    def build(self, channels: int) -> nn.Module:
+    def build(self, channels: int) -> Bottleneck:
         return Identity(channels)
 
 
-class Identity(nn.Module):
+class Identity(Bottleneck):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.features = channels  # channels that the encoder must give
+        self.features = channels
 
     def forward(self, h: Tensor, pixels: int) -> Code:
         return Code(h, h.new_zeros(()), {})
 
     def mode(self, h: Tensor) -> Tensor:
         return h
-
-    def start(self, last: nn.Conv2d) -> None:
-        """The encoder's last convolution stays as it was initialised."""
 
 
 @dataclass
@@ -53,11 +67,11 @@ class KLConfig:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight {self.weight} of the KL is not a finite number of at least 0; try weight=1e-6")
 
-    def build(self, channels: int) -> nn.Module:
+    def build(self, channels: int) -> Bottleneck:
         return Gaussian(channels, self.weight)
 
 
-class Gaussian(nn.Module):
+class Gaussian(Bottleneck):
     def __init__(self, channels: int, weight: float) -> None:
         super().__init__()
         self.features = 2 * channels  # mean and log-variance
