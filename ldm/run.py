@@ -21,24 +21,24 @@ class Run:
     out: str = "runs/shapes"  # folder of everything that the run writes
     data: Any = choice(DATASETS, "shapes", length=50_000)
     autoencoder: AutoencoderConfig = section(
-        AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, groups=8
+        AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"
     )
-    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.2)
+    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.1)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
     text: Any = choice(TEXT_ENCODERS, "clip", layers=2, vision_layers=2, vision_patch=16)
-    denoiser: Any = choice(DENOISERS, "unet", width=80, blocks=1, attention_levels=[1])
+    denoiser: Any = choice(DENOISERS, "unet", multipliers=[1, 1], blocks=1, attention_levels=[1])
     schedule: Any = choice(SCHEDULES, "cosine", shift=2.0)
     process: ProcessConfig = section(ProcessConfig)
     cache: CacheConfig = section(CacheConfig)
     sample: SampleConfig = section(SampleConfig, scale=2.0, eta=1.0)
     train_autoencoder: TrainConfig = section(
-        TrainConfig, steps=1_200, batch=32, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
+        TrainConfig, steps=6_000, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
     )
     train_clip: TrainConfig = section(
         TrainConfig, steps=250, batch=256, optimizer="muon", lr=2e-3, betas=[0.9, 0.95], warmup=20, ema=0.95
     )
     train_ldm: TrainConfig = section(
-        TrainConfig, steps=2_900, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=100, ema=0.999
+        TrainConfig, steps=6_000, batch=64, optimizer="muon", lr=6e-3, betas=[0.9, 0.95], warmup=100, ema=0.999
     )
 
     def __post_init__(self) -> None:

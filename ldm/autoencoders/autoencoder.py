@@ -5,13 +5,15 @@ Legend: B batch, C latent channels, h w latent size, f = H / h downsampling fact
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from math import log2
 
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoders.blocks import Stack, decoder, encoder
+from ldm.autoencoders.blocks import NORMS, Stack, decoder, encoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Code
+from ldm.config import nearest
 
 
 @dataclass
@@ -24,7 +26,8 @@ class AutoencoderConfig:
     blocks: int = 2  # residual blocks a level
     patch: int = 1  # pixels folded into channels before the first convolution
     attention: bool = True  # in the middle, at the lowest resolution
-    groups: int = 32  # of each GroupNorm
+    norm: str = "group"  # group | channel (each position by itself)
+    groups: int = 32  # of each GroupNorm; channel norms have none
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "blocks", "patch", "groups"):
@@ -32,6 +35,8 @@ class AutoencoderConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers {self.multipliers} must be whole numbers of at least 1, one a level")
+        if self.norm not in NORMS:
+            raise ValueError(f"norm: no '{self.norm}' here; {nearest(self.norm, list(NORMS))}")
         if not log2(self.patch).is_integer():
             raise ValueError(f"patch {self.patch} is not a power of two; try patch={2 ** round(log2(self.patch))}")
 
@@ -54,7 +59,9 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.channels, self.factor = config.channels, config.factor
         widths = [config.width * multiplier for multiplier in config.multipliers]
-        stack = Stack(widths, config.blocks, config.patch, config.attention, config.groups)
+        stack = Stack(
+            widths, config.blocks, config.patch, config.attention, partial(NORMS[config.norm], groups=config.groups)
+        )
         self.encoder = encoder(3, bottleneck.features, stack)
         self.decoder = decoder(config.channels, 3, stack)
         self.bottleneck = bottleneck

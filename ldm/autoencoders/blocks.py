@@ -3,26 +3,57 @@
 Legend: B batch, C channels, H W size at that level.
 """
 
+from collections.abc import Callable
 from typing import NamedTuple
 
+import torch
 from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+EPS = 1e-6
+Norm = Callable[[int], nn.Module]  # channels -> what normalises (B, channels, H, W)
 
-def norm(channels: int, groups: int) -> nn.GroupNorm:
+
+class ChannelNorm(nn.Module):
+    """x / rms(x) over the channels of each position, scaled and shifted by channel: (B, C, H, W) -> (B, C, H, W).
+
+    Pixel norm (Karras et al. 2018, arXiv:1710.10196, Sec. 4.2) with a learned scale and shift. Its statistics are
+    local: how one thing in a picture is coded does not depend on what else is in it, as it does with GroupNorm.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = x.float()  # squares and their sum want more bits than autocast leaves
+        wide = wide * wide.square().mean(dim=1, keepdim=True).add(EPS).rsqrt()  # (B, C, H, W)
+        return (wide * self.weight[:, None, None] + self.bias[:, None, None]).to(x.dtype)
+
+
+def group_norm(channels: int, groups: int) -> nn.Module:
     """GroupNorm with that many groups, or as many as divide a narrow width."""
     groups = next(g for g in range(min(groups, channels), 0, -1) if channels % g == 0)
-    return nn.GroupNorm(groups, channels, eps=1e-6)
+    return nn.GroupNorm(groups, channels, eps=EPS)
+
+
+def channel_norm(channels: int, groups: int) -> nn.Module:
+    """ChannelNorm, which has no groups."""
+    return ChannelNorm(channels)
+
+
+NORMS = {"group": group_norm, "channel": channel_norm}
 
 
 class ResBlock(nn.Module):
     """x + conv(silu(norm(conv(silu(norm(x)))))), with a 1 x 1 convolution on the skip where the width changes."""
 
-    def __init__(self, channels: int, out_channels: int, groups: int) -> None:
+    def __init__(self, channels: int, out_channels: int, norm: Norm) -> None:
         super().__init__()
-        self.norm1, self.conv1 = norm(channels, groups), nn.Conv2d(channels, out_channels, 3, padding=1)
-        self.norm2, self.conv2 = norm(out_channels, groups), nn.Conv2d(out_channels, out_channels, 3, padding=1)
+        self.norm1, self.conv1 = norm(channels), nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.norm2, self.conv2 = norm(out_channels), nn.Conv2d(out_channels, out_channels, 3, padding=1)
         self.skip = nn.Conv2d(channels, out_channels, 1) if channels != out_channels else nn.Identity()
 
     def forward(self, x: Tensor) -> Tensor:
@@ -33,9 +64,9 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Single-head self-attention over all positions, added to its input."""
 
-    def __init__(self, channels: int, groups: int) -> None:
+    def __init__(self, channels: int, norm: Norm) -> None:
         super().__init__()
-        self.norm = norm(channels, groups)
+        self.norm = norm(channels)
         self.qkv = nn.Conv2d(channels, 3 * channels, 1)
         self.out = nn.Conv2d(channels, channels, 1)
 
@@ -75,35 +106,35 @@ class Stack(NamedTuple):
     blocks: int  # residual blocks a level
     patch: int  # pixels folded into channels before the first convolution: a cheap start for small machines
     attention: bool  # in the middle
-    groups: int  # of each GroupNorm
+    norm: Norm
 
 
 def middle(stack: Stack) -> nn.Sequential:
     """Residual block, optional attention, residual block at the lowest resolution."""
-    width, groups = stack.widths[-1], stack.groups
-    mixing = [Attention(width, groups)] if stack.attention else []
-    return nn.Sequential(ResBlock(width, width, groups), *mixing, ResBlock(width, width, groups))
+    width, norm = stack.widths[-1], stack.norm
+    mixing = [Attention(width, norm)] if stack.attention else []
+    return nn.Sequential(ResBlock(width, width, norm), *mixing, ResBlock(width, width, norm))
 
 
 def encoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     """(B, in, H, W) -> (B, out, H / f, W / f) with f = patch * 2^(len(widths) - 1)."""
-    widths, _, patch, _, groups = stack
+    widths, _, patch, _, norm = stack
     parts: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)]
     for i, width in enumerate(widths):
         if i > 0:
             parts.append(Downsample(widths[i - 1], width))
-        parts += [ResBlock(width, width, groups) for _ in range(stack.blocks)]
-    parts += [middle(stack), norm(widths[-1], groups), nn.SiLU()]
+        parts += [ResBlock(width, width, norm) for _ in range(stack.blocks)]
+    parts += [middle(stack), norm(widths[-1]), nn.SiLU()]
     return nn.Sequential(*parts, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
 
 def decoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     """(B, in, H, W) -> (B, out, f H, f W): the encoder's mirror, with one more residual block a level as in LDM."""
-    widths, _, patch, _, groups = stack
+    widths, _, patch, _, norm = stack
     parts: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1), middle(stack)]
     for i, width in reversed(list(enumerate(widths))):
-        parts += [ResBlock(width, width, groups) for _ in range(stack.blocks + 1)]
+        parts += [ResBlock(width, width, norm) for _ in range(stack.blocks + 1)]
         if i > 0:
             parts.append(Upsample(width, widths[i - 1]))
-    parts += [norm(widths[0], groups), nn.SiLU(), nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)]
+    parts += [norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)]
     return nn.Sequential(*parts, nn.PixelShuffle(patch))

@@ -4,6 +4,7 @@ A ``Statement`` says some of a scene; what it leaves out is ``None`` and free. S
 from it, so that every caption is true of its picture by construction. Lengths are pixels of a 64 x 64 picture.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -22,6 +23,7 @@ COLORS = {
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 SIZES = {"small": (7.0, 9.0), "large": (13.0, 17.0)}  # radius of the circumscribed circle
 COUNTS = {2: "two", 3: "three", 4: "four"}
+MAX_OBJECTS = max(COUNTS)
 RELATIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}  # direction from B to A, y downward
 WORDINGS = {
     "left": ("left of", "to the left of"),
@@ -75,9 +77,17 @@ class Scene:
     objects: tuple[Object, ...]
 
 
-def draw_statement(rng: np.random.Generator, pairs: tuple[Pair, ...] = TRAINED) -> Statement:
-    """A random statement over the (shape, colour) ``pairs``: one object, like objects, two joined, or two related."""
-    form = rng.choice(("one", "like", "and", "relation"), p=(0.2, 0.2, 0.2, 0.4))
+def draw_statement(
+    rng: np.random.Generator,
+    pairs: tuple[Pair, ...] = TRAINED,
+    max_objects: int = MAX_OBJECTS,
+    sizes: Sequence[str] = tuple(SIZES),
+) -> Statement:
+    """A random statement over the (shape, colour) ``pairs``: one object, like objects, two joined, or two related.
+
+    It never asks for more than ``max_objects`` of them, 1 to ``MAX_OBJECTS``, nor for another size than ``sizes``.
+    """
+    form = rng.choice(("one", "like", "and", "relation"), p=(0.2, 0.2, 0.2, 0.4)) if max_objects > 1 else "one"
     number = 2 if form in ("and", "relation") else 1
     things: list[Thing] = []
     while len(things) < number:
@@ -85,13 +95,13 @@ def draw_statement(rng: np.random.Generator, pairs: tuple[Pair, ...] = TRAINED) 
         thing = Thing(
             shape,
             color if rng.random() < 0.85 else None,
-            str(rng.choice(list(SIZES))) if rng.random() < 0.3 else None,
+            str(rng.choice(sizes)) if rng.random() < 0.3 else None,
         )
         if thing not in things:  # "a star and a star" would be a count
             things.append(thing)
     return Statement(
         tuple(things),
-        count=int(rng.choice(list(COUNTS))) if form == "like" else 1,
+        count=int(rng.choice([count for count in COUNTS if count <= max_objects])) if form == "like" else 1,
         relation=str(rng.choice(list(RELATIONS))) if form == "relation" else None,
         background=str(rng.choice(list(BACKGROUNDS))) if rng.random() < 0.3 else None,
     )
@@ -111,8 +121,13 @@ def caption(statement: Statement, rng: np.random.Generator) -> str:
     return text
 
 
-def draw_scene(statement: Statement, rng: np.random.Generator, pairs: tuple[Pair, ...] = TRAINED) -> Scene:
-    """A random scene in which ``statement`` is true; a colour that it leaves free stays within ``pairs``.
+def draw_scene(
+    statement: Statement,
+    rng: np.random.Generator,
+    pairs: tuple[Pair, ...] = TRAINED,
+    sizes: Sequence[str] = tuple(SIZES),
+) -> Scene:
+    """A random scene in which ``statement`` is true; what it leaves free stays within ``pairs`` and ``sizes``.
 
     Raises:
         ValueError: the statement asks for what does not fit into the picture.
@@ -121,13 +136,13 @@ def draw_scene(statement: Statement, rng: np.random.Generator, pairs: tuple[Pair
     things = statement.things * statement.count
     colors = {thing: thing.color or _free_color(thing.shape, rng, pairs) for thing in statement.things}
     for attempt in range(1_000):
-        sizes = [thing.size or str(rng.choice(list(SIZES))) for thing in things]
+        drawn = [thing.size or str(rng.choice(sizes)) for thing in things]
         place = _place if attempt < 20 or statement.relation else _place_in_quadrants
-        places = place([SIZES[size] for size in sizes], statement.relation, rng)
+        places = place([SIZES[size] for size in drawn], statement.relation, rng)
         if places is not None:
             objects = (
                 Object(thing.shape, colors[thing], size, *place)
-                for thing, size, place in zip(things, sizes, places, strict=True)
+                for thing, size, place in zip(things, drawn, places, strict=True)
             )
             return Scene(background, tuple(objects))
     raise ValueError(f"no room for {statement}; ask for at most 4 objects")

@@ -1,13 +1,13 @@
 """The drawn, captioned data set: sample ``index`` is a pure function of (seed, split, index), so nothing is stored."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 
 from ldm.data.draw import draw
-from ldm.data.scene import Scene, Statement, caption, draw_scene, draw_statement
+from ldm.data.scene import MAX_OBJECTS, SIZES, Scene, Statement, caption, draw_scene, draw_statement
 from ldm.types import Key, Sample
 
 SPLITS = {"train": 0, "val": 1}
@@ -21,12 +21,19 @@ class ShapesConfig:
     size: int = 64  # pixels, a multiple of 16
     seed: int = 0
     length: int = 100_000  # training samples an epoch
+    max_objects: int = MAX_OBJECTS  # in a picture; 1 is learned sooner
+    sizes: list[str] = field(default_factory=lambda: list(SIZES))  # of the objects
 
     def __post_init__(self) -> None:
         if self.size < 16 or self.size % 16:
             raise ValueError(f"size {self.size} is not a multiple of 16; try size={max(16, self.size // 16 * 16)}")
         if self.length < 1:
             raise ValueError(f"length {self.length} leaves no sample; try length=100000")
+        if not 1 <= self.max_objects <= MAX_OBJECTS:
+            nearest = min(max(self.max_objects, 1), MAX_OBJECTS)
+            raise ValueError(f"max_objects {self.max_objects} is not 1 to {MAX_OBJECTS}; try max_objects={nearest}")
+        if not self.sizes or not set(self.sizes) <= SIZES.keys():
+            raise ValueError(f"sizes {self.sizes} must hold some of {', '.join(SIZES)}; try sizes=[{','.join(SIZES)}]")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed} is negative; try seed={-self.seed}")
 
@@ -53,12 +60,16 @@ class Shapes:
     def scene(self, index: int) -> tuple[Scene, str, Statement]:
         """What is drawn at ``index``, its caption, and what the caption states."""
         rng = np.random.default_rng([self.config.seed, SPLITS[self.split], index])
-        statement = draw_statement(rng)
-        return draw_scene(statement, rng), caption(statement, rng), statement
+        statement = draw_statement(rng, max_objects=self.config.max_objects, sizes=self.config.sizes)
+        return draw_scene(statement, rng, sizes=self.config.sizes), caption(statement, rng), statement
 
     def captions(self, count: int) -> Iterator[str]:
         """The first ``count`` captions, without drawing their pictures."""
         return (self.scene(index)[1] for index in range(min(count, len(self))))
 
     def fingerprint(self) -> str:
-        return f"shapes-v{VERSION}-{self.split}-{self.config.size}px-seed{self.config.seed}-{len(self)}"
+        config = self.config
+        name = f"shapes-v{VERSION}-{self.split}-{config.size}px-seed{config.seed}-{len(self)}"
+        if config.max_objects != MAX_OBJECTS:
+            name += f"-max{config.max_objects}"
+        return name if config.sizes == list(SIZES) else f"{name}-{'-'.join(config.sizes)}"

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, ReconstructionConfig
+from ldm.autoencoders.blocks import NORMS, ChannelNorm
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 
@@ -80,28 +81,51 @@ def test_decoded_images_stay_in_range():
 
 
 @pytest.mark.parametrize("attention", [True, False])
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
-def test_every_parameter_is_trained(bottleneck, attention):
-    network = build(bottleneck, width=64, multipliers=[1, 2], attention=attention)  # norms of two channels a group
+def test_every_parameter_is_trained(bottleneck, norm, attention):
+    options = {"width": 64, "multipliers": [1, 2]}  # group norms of two channels a group
+    network = build(bottleneck, **options, norm=norm, attention=attention)
     decoded, code = network(pictures(2))
     (decoded.square().mean() + code.penalty).backward()
     still = [name for name, p in network.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
     assert not still
 
 
+def test_a_channel_norm_is_torchs_rms_norm_with_a_shift():
+    norm, x = ChannelNorm(6), 50 * torch.randn(2, 6, 3, 4)
+    torch.nn.init.normal_(norm.weight), torch.nn.init.normal_(norm.bias)
+    wanted = torch.nn.functional.rms_norm(x.movedim(1, -1), (6,), norm.weight, eps=1e-6) + norm.bias
+    torch.testing.assert_close(norm(x), wanted.movedim(-1, 1))
+    half = norm(x.bfloat16())
+    assert half.dtype == torch.bfloat16
+    torch.testing.assert_close(half.float(), wanted.movedim(-1, 1), atol=0.05, rtol=0.02)
+
+
+@pytest.mark.parametrize(("norm", "local"), [("channel", True), ("group", False)])
+def test_only_with_channel_norms_a_latent_does_not_depend_on_what_lies_far_away(norm, local):
+    network = build(norm=norm, attention=False)
+    image = torch.rand(1, 3, 128, 128) * 2 - 1
+    other = image.clone()
+    other[..., 96:] = 1  # beyond the receptive field of the first columns
+    same = torch.equal(network.encode(image)[..., :2], network.encode(other)[..., :2])
+    assert same == local
+
+
+@pytest.mark.parametrize(("norm", "steps", "least"), [("group", 75, 25), ("channel", 150, 20)])
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
-def test_one_batch_is_learned_by_heart(bottleneck):
-    network = build(bottleneck, width=32, channels=4)
+def test_one_batch_is_learned_by_heart(bottleneck, norm, steps, least):
+    network = build(bottleneck, width=32, channels=4, norm=norm)
     image = pictures(4)
     opt = torch.optim.Adam(network.parameters(), lr=3e-3)
-    for _ in range(75):
+    for _ in range(steps):
         decoded, code = network(image)
         opt.zero_grad()
         ((decoded - image).square().mean() + code.penalty).backward()
         opt.step()
     with torch.no_grad():
         error = (network.decode(network.encode(image)) - image).square().mean().item()
-    assert 10 * log10(4 / error) > 25  # dB, peak to peak 2
+    assert 10 * log10(4 / error) > least  # dB, peak to peak 2
 
 
 def test_the_reconstruction_loss_is_the_weighted_sum_of_its_terms():
@@ -113,7 +137,16 @@ def test_the_reconstruction_loss_is_the_weighted_sum_of_its_terms():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"patch": 3}, {"patch": 0}, {"channels": 0}, {"width": -1}, {"multipliers": []}, {"multipliers": [1, 0]}]
+    "wrong",
+    [
+        {"patch": 3},
+        {"patch": 0},
+        {"channels": 0},
+        {"width": -1},
+        {"multipliers": []},
+        {"multipliers": [1, 0]},
+        {"norm": "batch"},
+    ],
 )
 def test_sizes_that_cannot_be_built_are_refused(wrong):
     with pytest.raises(ValueError, match=next(iter(wrong))):

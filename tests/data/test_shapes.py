@@ -140,6 +140,23 @@ def test_every_form_and_wording_occurs(samples):
     assert {scene.background for scene, _, _ in samples} == set(BACKGROUNDS)
 
 
+@pytest.mark.parametrize("objects", [1, 2, 3])
+def test_no_picture_holds_more_objects_than_asked_for(objects):
+    shapes = ShapesConfig(max_objects=objects).build("train")
+    scenes = [shapes.scene(i) for i in range(200)]
+    assert {len(scene.objects) for scene, _, _ in scenes} == set(range(1, objects + 1))
+    assert all(parse(text) == statement for _, text, statement in scenes)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_every_object_has_one_of_the_sizes_asked_for(size):
+    shapes = ShapesConfig(sizes=[size]).build("train")
+    for scene, _, statement in (shapes.scene(i) for i in range(100)):
+        assert {thing.size for thing in statement.things} <= {None, size}
+        assert {thing.size for thing in scene.objects} == {size}
+        assert_fits(scene)
+
+
 def test_articles_and_plurals_are_english():
     rng = np.random.default_rng(0)
     said = {
@@ -269,10 +286,23 @@ def test_other_sizes_show_the_same_scene_scaled(size):
         assert scaled.scene(i) == usual.scene(i)
 
 
-@pytest.mark.parametrize("wrong", [{"size": 0}, {"size": 72}, {"size": -64}, {"length": 0}, {"seed": -1}])
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"size": 0},
+        {"size": 72},
+        {"size": -64},
+        {"length": 0},
+        {"seed": -1},
+        {"max_objects": 5},
+        {"max_objects": 0},
+        {"sizes": []},
+        {"sizes": ["huge"]},
+    ],
+)
 def test_settings_that_cannot_be_drawn_are_refused(wrong):
     (name, value) = next(iter(wrong.items()))
-    with pytest.raises(ValueError, match=f"{name} {value} .*try {name}="):
+    with pytest.raises(ValueError, match=f"{name} {re.escape(str(value))} .*try {name}="):
         ShapesConfig(**wrong)
 
 
@@ -285,6 +315,6 @@ def test_images_are_float_in_minus_one_to_one_and_hold_the_bytes_exactly():
 
 
 def test_the_fingerprint_tells_apart_whatever_gives_other_samples():
-    configs = [{}, {"size": 32}, {"seed": 1}, {"length": 50}]
+    configs = [{}, {"size": 32}, {"seed": 1}, {"length": 50}, {"max_objects": 1}, {"sizes": ["large"]}]
     prints = [ShapesConfig(**c).build(split).fingerprint() for c in configs for split in ("train", "val")]
     assert len(set(prints)) == len(prints)

@@ -127,6 +127,13 @@ def test_a_run_does_not_go_on_with_another_number_of_processes(trained, tiny, mo
         train_autoencoder(run, CPU)
 
 
+def test_a_run_does_not_go_on_with_the_other_norm(trained, tiny):
+    """Both norms have the same weights, which would load."""
+    run = load(Run, None, [*tiny, f"out={trained.out}", "train_autoencoder.steps=6", "autoencoder.norm=group"])
+    with pytest.raises(ValueError, match=r"another norm \(channel, now group\)"):
+        train_autoencoder(run, CPU)
+
+
 def test_the_latents_have_zero_mean_and_unit_variance(trained):
     from ldm.data.loader import first_batches
 
