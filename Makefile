@@ -14,7 +14,7 @@ install: .venv/installed
 	$(PY) -m pip install --quiet --editable '.[dev]'
 	touch $@
 
-# The shipped model's pictures first; then the whole chain from scratch, in a world of one object a picture.
+# The shipped model's pictures first; then the whole chain from scratch, in a world of one large object a picture.
 demo: .venv/installed
 	$(PY) scripts/txt2img.py --from-file data/prompts.txt --outdir $(DEMO)/shipped --grid
 	$(PY) scripts/train_autoencoder.py --config configs/demo.yaml

@@ -53,7 +53,7 @@ def train_autoencoder(run: Run, device: torch.device) -> Path:
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
     data = run.data.build("train"), run.data.build("val")
     task = AutoencoderTask(network, run.reconstruction, *data, config, lambda net: save_autoencoder(net, run, folder))
-    _train(task, config, run, device, {"norm": run.autoencoder.norm})  # both have the same weights
+    _train(task, config, run, device, {"norm": run.autoencoder.norm})  # weights of either norm would load
     return folder
 
 
