@@ -5,11 +5,15 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any
 
 import torch
 
 from ldm.config import load, to_yaml
+from ldm.pipeline import DTYPES, SampleConfig
 from ldm.run import Run
+from ldm.samplers import SAMPLERS
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ...; the GPU if there is one when left out"
 EXAMPLES = """
@@ -18,6 +22,31 @@ values of the configuration are set by key=value after the options:
   python scripts/{script} --config configs/folder256.yaml data.path=~/pictures
 --print-config shows every key with its value.
 """
+
+
+def add_sampling(parser: Any) -> None:
+    """Options of how images are drawn; each is None where it is left out, and the model's own setting counts."""
+    parser.add_argument(
+        "--sampler", choices=sorted(SAMPLERS), help="ddpm draws noise in every step, ddim only with --eta"
+    )
+    parser.add_argument("--steps", "--ddim_steps", "--num_inference_steps", type=int, help="denoising steps")
+    parser.add_argument("--scale", "--guidance_scale", type=float, help="classifier-free guidance; 1 is none")
+    parser.add_argument("--eta", "--ddim_eta", type=float, help="noise of ddim: 0 none, 1 as ddpm")
+    parser.add_argument("--batch", type=int, help="images drawn at once; does not change them")
+    parser.add_argument("--device", default="", help=DEVICE_HELP)
+    parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; fp32 if left out")
+
+
+def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
+    """What of ``SampleConfig`` the options settle, checked.
+
+    Raises:
+        ValueError: no model could draw so.
+    """
+    given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
+    given = {name: value for name, value in given.items() if value is not None}
+    replace(SampleConfig(), **given)
+    return given
 
 
 def run_script(stage: str, script: str, description: str, call: Callable[[Run, torch.device], object]) -> None:

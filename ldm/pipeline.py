@@ -13,12 +13,13 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
+from ldm.data.latents import Latents
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.guidance import classifier_free
 from ldm.diffusion.process import ProcessConfig
 from ldm.diffusion.targets import TARGETS
 from ldm.samplers import SAMPLERS, ImageNoise
-from ldm.types import Condition, Noise, Sampler, Schedule, TextEncoder
+from ldm.types import Batch, Condition, Noise, Sampler, Schedule, TextEncoder
 
 MAX_SIDE = 8_192  # pixels
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -105,6 +106,12 @@ class TextToImage:
                 latent = self._sample(self._text(part), null.repeat(len(part)), noise, sampling, progress)
                 images = self.autoencoder.decode(latent).float().cpu()
             yield from zip(images.split(1), seeds, strict=True)
+
+    @torch.no_grad()
+    def encode(self, batch: Batch) -> Latents:
+        """The batch as the denoiser learns it: latents (B, C, h, w) with their text, on its device."""
+        latent = self.autoencoder.encode(batch.image.to(self.device))
+        return Latents(latent, self._text(batch.captions))
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the latent of an image (height, width), or a ValueError that names a size that fits."""

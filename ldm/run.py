@@ -19,6 +19,7 @@ MIN_EPS_SIGNAL = 1e-3  # alpha(1) below which x0 cannot be told from a predicted
 @dataclass
 class Run:
     out: str = "runs/shapes"  # folder of everything that the run writes
+    base: str = ""  # model folder whose denoiser the training starts from, and whose other parts fill missing stages
     data: Any = choice(DATASETS, "shapes", length=50_000)
     autoencoder: AutoencoderConfig = section(
         AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"
@@ -38,7 +39,15 @@ class Run:
         TrainConfig, steps=250, batch=256, optimizer="muon", lr=2e-3, betas=[0.9, 0.95], warmup=20, ema=0.95
     )
     train_ldm: TrainConfig = section(
-        TrainConfig, steps=6_000, batch=64, optimizer="muon", lr=6e-3, betas=[0.9, 0.95], warmup=100, ema=0.999
+        TrainConfig,
+        steps=6_000,
+        batch=64,
+        optimizer="muon",
+        lr=6e-3,
+        betas=[0.9, 0.95],
+        warmup=100,
+        ema=0.999,
+        score_every=1_000,
     )
 
     def __post_init__(self) -> None:

@@ -2,10 +2,11 @@
 
     <out>/autoencoder/   the first stage          <out>/cache/      latents and text states
     <out>/text/          the text encoder         <out>/model/      everything that txt2img needs
+    <out>/model-best/    the model at its best score, where it is scored while it trains
     <out>/training/<stage>/  log, sample grids, curves, and the checkpoints that a run resumes from
 
-A stage that the run has not trained is taken from the shipped model where the configuration asks for the same network,
-and it is said so.
+A stage that the run has not trained is taken from the base model, or else from the shipped one, where the configuration
+asks for the same network, and it is said so.
 """
 
 from dataclasses import fields, replace
@@ -23,7 +24,9 @@ from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_yaml
 from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
 from ldm.data.loader import first_batches
-from ldm.files import whole_folder
+from ldm.data.shapes import ShapesConfig
+from ldm.evaluation.prompts import CATEGORIES, Prompt, prompt_set
+from ldm.files import load_weights, whole_folder
 from ldm.folders import (
     CONFIG,
     build_denoiser,
@@ -34,6 +37,7 @@ from ldm.folders import (
     save_text,
     shipped_model,
 )
+from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipText
 from ldm.text.vocabulary import Vocabulary
@@ -76,13 +80,19 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
     network = build_denoiser(run, autoencoder, text).to(device)
+    if run.base:
+        load_weights(network, Path(run.base) / "denoiser.safetensors")
+        print(f"the denoiser starts from {run.base}")
     if cache_pays(run, train_data):
         with PartialState(cpu=device.type == "cpu").main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
-    frozen = autoencoder, text, run.schedule.build(), run.process, run.sample
-    task = DenoiserTask(
-        network, *frozen, train_data, val, config, lambda net: save_model(net, autoencoder, text, run, folder)
-    )
+    size = (run.data.size, run.data.size)
+    model = TextToImage(network, autoencoder, text, run.schedule.build(), run.process, run.sample, size)
+
+    def save(net: nn.Module, best: bool) -> None:
+        save_model(net, autoencoder, text, run, folder.with_name("model-best") if best else folder)
+
+    task = DenoiserTask(model, train_data, val, config, save, scored_prompts(run))
     made_from = {
         "autoencoder": _fingerprint(autoencoder),
         "text encoder": _fingerprint(text),
@@ -91,6 +101,15 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     }
     _train(task, config, run, device, made_from)
     return folder
+
+
+def scored_prompts(run: Run) -> list[Prompt]:
+    """The benchmark's prompts that pictures like the run's own can fulfil: none where it does not train on shapes."""
+    config = run.train_ldm
+    if not config.score_every or not isinstance(run.data, ShapesConfig):
+        return []
+    prompts = prompt_set(max(1, config.score_prompts // len(CATEGORIES)))
+    return [prompt for prompt in prompts if run.data.holds(prompt.statement)]
 
 
 def _train(task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str]) -> None:
@@ -160,14 +179,15 @@ def _stage(run: Run, name: str, script: str) -> Path:
     folder = Path(run.out) / name
     if folder.is_dir():
         return folder
-    shipped = load(Run, shipped_model() / CONFIG)
-    if _network(run, name) != _network(shipped, name):
+    base = Path(run.base) if run.base else shipped_model()
+    whose = f"{base}'s" if run.base else "the shipped model's"
+    if _network(run, name) != _network(load(Run, base / CONFIG), name):
         raise ValueError(
-            f"{folder} is not there, and this run's {name} is not the shipped model's, which else could stand in: "
+            f"{folder} is not there, and this run's {name} is not {whose}, which else could stand in: "
             f"train it with {script}"
         )
-    print(f"{folder} is not there: taking the shipped model's {name} ({script} trains one of this run's own)")
-    return shipped_model() / name
+    print(f"{folder} is not there: taking {whose} {name} ({script} trains one of this run's own)")
+    return base / name
 
 
 def _network(run: Run, stage: str) -> Any:

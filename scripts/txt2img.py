@@ -12,13 +12,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from ldm.cli import DEVICE_HELP, device_of, one_line_errors
+from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
 from ldm.data.transforms import to_images
 from ldm.folders import load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
 from ldm.pictures import grid
-from ldm.pipeline import DTYPES, SampleConfig, TextToImage
-from ldm.samplers import SAMPLERS
+from ldm.pipeline import SampleConfig, TextToImage
 
 
 def parse() -> argparse.Namespace:
@@ -34,13 +33,7 @@ def parse() -> argparse.Namespace:
     what.add_argument("--W", "--width", type=int, dest="width", help="pixels; the model's own size if left out")
     how = parser.add_argument_group("how (the model's own settings where left out)")
     how.add_argument("--ckpt", type=Path, metavar="FOLDER", help="a model folder; the shipped model if left out")
-    how.add_argument("--sampler", choices=sorted(SAMPLERS), help="ddpm draws noise in every step, ddim only with --eta")
-    how.add_argument("--steps", "--ddim_steps", "--num_inference_steps", type=int, help="denoising steps")
-    how.add_argument("--scale", "--guidance_scale", type=float, help="classifier-free guidance; 1 is none")
-    how.add_argument("--eta", "--ddim_eta", type=float, help="noise of ddim: 0 none, 1 as ddpm")
-    how.add_argument("--batch", type=int, help="images drawn at once; does not change them")
-    how.add_argument("--device", default="", help=DEVICE_HELP)
-    how.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; fp32 if left out")
+    add_sampling(how)
     where = parser.add_argument_group("where to")
     where.add_argument(
         "--outdir", "--out", type=Path, default=Path("outputs"), help="folder of the images; outputs if left out"
@@ -55,9 +48,7 @@ def main() -> None:
     prompts = read_prompts(args, again)
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
-    given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
-    given = {name: value for name, value in given.items() if value is not None}
-    replace(SampleConfig(), **given)  # refuses what no model can do before one is loaded
+    given = given_sampling(args)  # refuses what no model can do before one is loaded
     folder = args.ckpt or shipped_model()
     model = load_model(folder, device_of(args.device))
     sampling, size, seed = settle(args, given, again, model)

@@ -25,6 +25,7 @@ TINY = (
     "denoiser.heads=2",
     "sample.steps=2",
     "cache.batch=16",
+    "train_ldm.score_every=0",
     *(
         f"{stage}.{setting}"
         for stage in ("train_autoencoder", "train_clip", "train_ldm")

@@ -50,7 +50,7 @@ class AutoencoderConfig:
 
 
 class Autoencoder(nn.Module):
-    """Images (B, 3, H, W) in [-1, 1] to unit-variance latents (B, C, H / f, W / f) and back."""
+    """Images (B, 3, H, W) in [-1, 1] to latents (B, C, H / f, W / f) of at most about unit variance and back."""
 
     mean: Tensor
     std: Tensor
@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
         return self.decoder(code.z), code
 
     def encode(self, image: Tensor) -> Tensor:
-        """Unit-variance latents (B, C, H / f, W / f), the posterior's mean where there is one.
+        """Latents (B, C, H / f, W / f), the posterior's mean where there is one, scaled as ``measure`` says.
 
         Raises:
             ValueError: the image's sides are not multiples of the factor.
@@ -90,19 +90,25 @@ class Autoencoder(nn.Module):
         return (z.float() - self.mean) / self.std
 
     def decode(self, latent: Tensor) -> Tensor:
-        """Images (B, 3, f h, f w) in [-1, 1] from unit-variance latents (B, C, h, w)."""
+        """Images (B, 3, f h, f w) in [-1, 1] from latents (B, C, h, w) as ``encode`` gives them."""
         image: Tensor = self.decoder(latent * self.std + self.mean)
         return image.clamp(-1, 1)
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
-        """Set the latents' mean and std per channel from batches of ``images`` (B, 3, H, W)."""
+        """Set the latents' mean and std per channel from batches of ``images`` (B, 3, H, W), posterior draws included.
+
+        What a KL bottleneck draws has about unit variance in every channel, and the less of it its mean has, the less
+        the channel says of the image: ``encode`` gives means, and leaves such a channel small. Scaled by the means'
+        own std it would be blown up to noise that a denoiser spends itself on.
+        """
         count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
         for image in images:
-            z = self.bottleneck.mode(self.encoder(image)).double().cpu()
+            h = self.encoder(image)
+            z, spread = (part.double().cpu() for part in (self.bottleneck.mode(h), self.bottleneck.spread(h)))
             count += z.numel() // self.channels
             total += z.sum(dim=(0, 2, 3))
-            squares += z.square().sum(dim=(0, 2, 3))
+            squares += (z.square() + spread).sum(dim=(0, 2, 3))
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
         self.mean.copy_(mean.view(-1, 1, 1))

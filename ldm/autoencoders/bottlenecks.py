@@ -33,6 +33,10 @@ class Bottleneck(nn.Module):
         """The latent (B, C, H, W) without any draw."""
         raise NotImplementedError
 
+    def spread(self, h: Tensor) -> Tensor:
+        """The variance (B, C, H, W) of what ``forward`` draws around ``mode``: none where it draws nothing."""
+        return torch.zeros_like(self.mode(h))
+
     def start(self, last: nn.Conv2d) -> None:
         """Set the start of the encoder's ``last`` convolution, or leave it as it was initialised."""
 
@@ -90,6 +94,10 @@ class Gaussian(Bottleneck):
     def mode(self, h: Tensor) -> Tensor:
         """The posterior's mean (B, C, H, W)."""
         return self.moments(h)[0]
+
+    def spread(self, h: Tensor) -> Tensor:
+        """The posterior's variance (B, C, H, W)."""
+        return self.moments(h)[1].exp()
 
     @torch.no_grad()
     def start(self, last: nn.Conv2d) -> None:

@@ -58,15 +58,18 @@ def _coverage(thing: Object, size: int) -> tuple[int, int, NDArray[np.float64]]:
     x, y, r = thing.x * scale, thing.y * scale, thing.r * scale
     top, left = (max(int(np.floor(c - r)), 0) for c in (y, x))
     bottom, right = (min(int(np.ceil(c + r)), size) for c in (y, x))
-    corners = outline(thing.shape)
-    shape = (bottom - top) * SUPERSAMPLING, (right - left) * SUPERSAMPLING
-
-    def fill(radius: float) -> NDArray[np.bool_]:
-        return _fill((corners * radius + (x - left, y - top)) * SUPERSAMPLING, shape)
-
-    inside = fill(r) & ~fill(RING_HOLE * r) if thing.shape == "ring" else fill(r)
-    blocks = inside.reshape(bottom - top, SUPERSAMPLING, right - left, SUPERSAMPLING)
+    n = SUPERSAMPLING
+    cells = inside(thing.shape, r * n, ((x - left) * n, (y - top) * n), ((bottom - top) * n, (right - left) * n))
+    blocks = cells.reshape(bottom - top, n, right - left, n)
     return top, left, blocks.mean(axis=(1, 3))  # (h, w)
+
+
+def inside(shape: str, r: float, centre: tuple[float, float], size: tuple[int, int]) -> NDArray[np.bool_]:
+    """Which pixels (h, w) of a picture of ``size`` have their middle in a shape of radius ``r`` around (x, y)."""
+    cells = _fill(outline(shape) * r + centre, size)
+    if shape == "ring":
+        cells &= ~_fill(outline(shape) * RING_HOLE * r + centre, size)
+    return cells
 
 
 def _fill(corners: NDArray[np.float64], shape: tuple[int, int]) -> NDArray[np.bool_]:

@@ -32,7 +32,7 @@ class StaleCache(ValueError):
 
 
 class Latents(NamedTuple):
-    """A batch of unit-variance latents (B, C, h, w) with their text."""
+    """A batch of latents (B, C, h, w), scaled for the denoiser, with their text."""
 
     latent: Tensor
     cond: Condition

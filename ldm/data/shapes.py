@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ldm.data.captions import caption
 from ldm.data.draw import draw
-from ldm.data.scene import MAX_OBJECTS, SIZES, Scene, Statement, caption, draw_scene, draw_statement
+from ldm.data.scene import MAX_OBJECTS, SIZES, Scene, Statement, draw_scene, draw_statement
 from ldm.types import Key, Sample
 
 SPLITS = {"train": 0, "val": 1}
@@ -36,6 +37,11 @@ class ShapesConfig:
             raise ValueError(f"sizes {self.sizes} must hold some of {', '.join(SIZES)}; try sizes=[{','.join(SIZES)}]")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed} is negative; try seed={-self.seed}")
+
+    def holds(self, statement: Statement) -> bool:
+        """Whether pictures of this set can show what ``statement`` says, held-out pairs aside."""
+        count = len(statement.things) * statement.count
+        return count <= self.max_objects and all(thing.size in (None, *self.sizes) for thing in statement.things)
 
     def build(self, split: str) -> "Shapes":
         return Shapes(self, split)

@@ -72,10 +72,15 @@ def to_tensor(image: Image.Image | np.ndarray[Any, np.dtype[np.uint8]]) -> Tenso
     return rearrange(pixels, "h w c -> c h w").contiguous().float() / 127.5 - 1
 
 
+def to_bytes(x: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
+    """Images (B, 3, H, W), clamped to [-1, 1] and rounded to 8 bits, as (B, H, W, 3)."""
+    pixels = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
+    return rearrange(pixels, "b c h w -> b h w c").cpu().numpy()
+
+
 def to_images(x: Tensor) -> list[Image.Image]:
     """Images (B, 3, H, W), clamped to [-1, 1] and rounded to 8 bits, as B pictures."""
-    pixels = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)
-    return [Image.fromarray(array) for array in rearrange(pixels, "b c h w -> b h w c").cpu().numpy()]
+    return [Image.fromarray(array) for array in to_bytes(x)]
 
 
 @dataclass(frozen=True)

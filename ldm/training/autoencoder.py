@@ -66,7 +66,10 @@ class AutoencoderTask:
         pairs = torch.cat([part for rows in zip(image.split(8), decoded.split(8), strict=True) for part in rows])
         grid(pairs, columns=8, path=picture)
 
-    def export(self, network: nn.Module) -> None:
+    def score(self, network: nn.Module) -> None:
+        """Nothing: the validation figures say it."""
+
+    def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Save with the latents' mean and std over some thousand training images in the weights."""
         assert isinstance(network, Autoencoder)
         data = first_batches(self.train, self.config.batch, MEASURED)

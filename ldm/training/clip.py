@@ -67,7 +67,10 @@ class ClipTask:
         grid(batch.image[nearest.flatten().cpu()], columns=nearest.shape[1], path=picture)
         picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n")
 
-    def export(self, network: nn.Module) -> None:
+    def score(self, network: nn.Module) -> None:
+        """Nothing: the validation figures say it."""
+
+    def export(self, network: nn.Module, *, best: bool = False) -> None:
         self.save(ClipText.from_clip(network, self.text, self.vocabulary))
 
     def _features(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -1,21 +1,24 @@
 """Training the denoiser on latents: noise, regress, and now and then draw what the fixed prompts say."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoders import Autoencoder
 from ldm.data.latents import Latents
 from ldm.data.loader import batches, first_batches
-from ldm.diffusion.process import ProcessConfig, drop_text, loss
+from ldm.diffusion.process import drop_text, loss
 from ldm.diffusion.targets import TARGETS
+from ldm.evaluation.benchmark import drawn_by, mark
+from ldm.evaluation.prompts import Prompt
+from ldm.evaluation.text_use import TextUse, draw_text_use, text_use
 from ldm.pictures import grid
-from ldm.pipeline import SampleConfig, TextToImage
+from ldm.pipeline import TextToImage
 from ldm.training.optim import TrainConfig
-from ldm.types import Batch, Schedule, TextEncoder
+from ldm.types import Batch
 
 NUM_PICTURES = 16  # in a sample grid
 
@@ -35,26 +38,22 @@ class DenoiserTask:
 
     def __init__(
         self,
-        network: nn.Module,
-        autoencoder: Autoencoder,
-        text: TextEncoder,
-        schedule: Schedule,
-        process: ProcessConfig,
-        sampling: SampleConfig,
+        model: TextToImage,
         train: Any,
         val: Any,
         config: TrainConfig,
-        save: Callable[[nn.Module], None],
+        save: Callable[[nn.Module, bool], None],
+        prompts: Sequence[Prompt] = (),
     ) -> None:
-        self.network, self.autoencoder, self.text = network, autoencoder, text
-        self.schedule, self.process, self.sampling = schedule, process, sampling
-        self.train, self.config, self.save = train, config, save
-        self.target = TARGETS[process.target]
+        """``save`` takes the network, and whether it is the best so far; ``prompts`` are those of the score."""
+        self.model, self.network = model, model.denoiser
+        self.train, self.config, self.save, self.scored = train, config, save, list(prompts)
+        self.target = TARGETS[model.process.target]
         held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.prompts = held_out[0].captions[:NUM_PICTURES]
         self.held_out = [self._latents(batch) for batch in held_out]
         with torch.no_grad():
-            self.null = text([""])
+            self.null = model.text([""]).to(model.device)
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
         config = self.config
@@ -64,43 +63,45 @@ class DenoiserTask:
     def loss(self, network: nn.Module, batch: Batch | Latents, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
-        cond = drop_text(cond, self.null, self.process.text_dropout, generator)
+        cond = drop_text(cond, self.null, self.model.process.text_dropout, generator)
         t = evenly_spread(len(latent), generator)
-        each = self._each(network, Latents(latent, cond), t, generator)
+        noise = torch.randn(latent.shape, generator=generator).to(latent.device)
+        each = loss(network, self.target, self.model.schedule, latent, cond, t.to(latent.device), noise)  # (B,)
         return each.mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """The mean loss with text on held-out latents, at evenly spread times and with noise that never changes."""
-        generator = torch.Generator().manual_seed(0)
-        total, count = 0.0, 0
-        for batch in self.held_out:
-            t = (torch.arange(len(batch.latent)) + 0.5) / len(batch.latent)  # (B,)
-            total += self._each(network, batch, t, generator).sum().item()
-            count += len(batch.latent)
-        return {"loss": total / count}
+        """The mean loss with the true, another and no caption on held-out latents, overall and by band of time."""
+        return self._text_use(network).figures()
 
     def sample(self, network: nn.Module, picture: Path) -> None:
-        """The first held-out captions, drawn with fixed seeds; the captions stand in a text file beside the picture."""
-        drawn = TextToImage(network, self.autoencoder, self.text, self.schedule, self.process, self.sampling)
+        """The first held-out captions, drawn with fixed seeds; the captions stand in a text file beside the picture.
+
+        A second picture shows the validation losses by time: whether the text is used.
+        """
+        drawn = replace(self.model, denoiser=network)
         images = torch.cat([image for image, _ in drawn(self.prompts, size=self._size(), seed=0)])
         grid(images, columns=4, path=picture)
         picture.with_suffix(".txt").write_text("\n".join(self.prompts) + "\n")
+        draw_text_use(self._text_use(network), picture.with_name(f"{picture.stem}-text-use.png"))
 
-    def export(self, network: nn.Module) -> None:
-        self.save(network)
+    def score(self, network: nn.Module) -> float | None:
+        """The share of right pictures on the benchmark's prompts, None where there are none."""
+        if not self.scored:
+            return None
+        pictures = drawn_by(replace(self.model, denoiser=network), self.scored)
+        return mark(self.scored, pictures).score.overall.value
+
+    def export(self, network: nn.Module, *, best: bool = False) -> None:
+        self.save(network, best)
 
     def _latents(self, batch: Batch | Latents) -> Latents:
-        device = next(self.network.parameters()).device
-        if isinstance(batch, Latents):
-            return Latents(batch.latent.to(device), batch.cond.to(device))
-        with torch.no_grad():
-            return Latents(self.autoencoder.encode(batch.image.to(device)), self.text(batch.captions).to(device))
+        if isinstance(batch, Batch):
+            return self.model.encode(batch)
+        return Latents(batch.latent.to(self.model.device), batch.cond.to(self.model.device))
 
-    def _each(self, network: nn.Module, batch: Latents, t: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(batch.latent.shape, generator=generator).to(batch.latent.device)
-        t = t.to(batch.latent.device)
-        return loss(network, self.target, self.schedule, batch.latent, batch.cond, t, noise)  # (B,)
+    def _text_use(self, network: nn.Module) -> TextUse:
+        return text_use(replace(self.model, denoiser=network), self.held_out)
 
     def _size(self) -> tuple[int, int]:
         height, width = self.held_out[0].latent.shape[2:]
-        return height * self.autoencoder.factor, width * self.autoencoder.factor
+        return height * self.model.autoencoder.factor, width * self.model.autoencoder.factor

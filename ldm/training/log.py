@@ -4,6 +4,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+BAND = "@"  # in the name of a figure that is a part of another: val_loss@0.06 is the loss around time 0.06
+
 
 class Log:
     """Appends to ``log.jsonl``; on resume, lines of steps that will be made again are dropped."""
@@ -31,7 +33,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 
 def draw_curves(log: Path, picture: Path) -> None:
-    """Plot every logged figure against the step, training and validation of the same name together."""
+    """Plot every logged figure but those of bands against the step, training and validation of a name together."""
     import matplotlib
 
     matplotlib.use("Agg")  # no screen is needed
@@ -40,7 +42,7 @@ def draw_curves(log: Path, picture: Path) -> None:
     curves: dict[str, list[tuple[int, float]]] = {}
     for line in read(log):
         for name, value in line.items():
-            if name != "step" and isinstance(value, int | float):
+            if name != "step" and BAND not in name and isinstance(value, int | float):
                 curves.setdefault(name, []).append((line["step"], value))
     names = sorted({name.removeprefix("val_") for name in curves})
     columns = min(3, len(names)) or 1

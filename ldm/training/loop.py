@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from math import inf
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from tqdm import tqdm
 
 from ldm.files import load_weights, read_tensors
 from ldm.training import checkpoint
-from ldm.training.log import Log, draw_curves
+from ldm.training.log import BAND, Log, draw_curves, read
 from ldm.training.optim import TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
 from ldm.training.signals import Signals
 
@@ -47,8 +48,12 @@ class Task(Protocol):
         """Draw a grid of fixed samples into ``picture``."""
         ...
 
-    def export(self, network: nn.Module) -> None:
-        """Write ``network`` where other programs load it from."""
+    def score(self, network: nn.Module) -> float | None:
+        """How good ``network`` is, the higher the better; None where nothing but ``validate`` measures it."""
+        ...
+
+    def export(self, network: nn.Module, *, best: bool = False) -> None:
+        """Write ``network`` where other programs load it from, or, as the ``best`` so far, beside that."""
         ...
 
 
@@ -88,6 +93,7 @@ class Trainer:
         self.main = self.accelerator.is_main_process
         self.log = Log(folder / "log.jsonl", self.step) if self.main else None
         self.skipped = 0  # steps in a row
+        self.best = max((line["score"] for line in read(folder / "log.jsonl") if "score" in line), default=-inf)
 
     def run(self) -> None:
         """Train up to the configured number of steps.
@@ -123,6 +129,8 @@ class Trainer:
                     seen, seconds = 0, 0.0
                 if self.main and (self.step % config.validate_every == 0 or last):
                     bar.write(f"{task.name} step {self.step}: {self._validate()}")
+                if self.main and config.score_every and (self.step % config.score_every == 0 or last):
+                    self._score(bar)
                 if self.main and (self.step % config.sample_every == 0 or last):
                     self._quietly(task.sample, self.folder / "samples" / f"{self.step:08d}.png")
                 stop = self._any_rank(signals.caught)
@@ -177,7 +185,18 @@ class Trainer:
     def _validate(self) -> str:
         figures = {f"val_{name}": value for name, value in self._quietly(self.task.validate).items()}
         self._write(figures)
-        return ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        return ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if BAND not in name)
+
+    def _score(self, bar: Any) -> None:
+        """Write the task's score, and export the network where it is the best so far."""
+        score = self._quietly(self.task.score)
+        if score is None:
+            return
+        self._write({"score": score})
+        bar.write(f"{self.task.name} step {self.step}: score {score:.3f}, best before {self.best:.3f}")
+        if score > self.best:
+            self.best = score
+            self._quietly(self.task.export, best=True)
 
     def _save(self) -> None:
         if self.main:
@@ -223,13 +242,13 @@ class Trainer:
                     f"or begin anew with another out=, or by deleting {path.parent}"
                 )
 
-    def _quietly(self, call: Callable[..., Any], *args: Any) -> Any:
+    def _quietly(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """``call`` with the averaged network in evaluation mode and no gradients."""
         network = self.average.module if self.average is not None else self.network
         network.eval()
         try:
             with torch.no_grad():
-                return call(network, *args)
+                return call(network, *args, **kwargs)
         finally:
             network.train()
 

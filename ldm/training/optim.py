@@ -40,6 +40,8 @@ class TrainConfig:
     validate_every: int = 500
     validate_samples: int = 512  # how many held-out samples a validation looks at
     sample_every: int = 1_000
+    score_every: int = 0  # 0 for never; the denoiser's score on the shapes benchmark, by which the best is kept
+    score_prompts: int = 100  # how many prompts a score looks at
     save_every: int = 500
     keep: int = 2  # checkpoints
     tracker: str = ""  # an accelerate tracker besides the log file: tensorboard, wandb, ...
@@ -55,6 +57,7 @@ class TrainConfig:
             "save_every",
             "keep",
             "validate_samples",
+            "score_prompts",
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
@@ -67,7 +70,7 @@ class TrainConfig:
         for name, known in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} '{getattr(self, name)}' is not one of {', '.join(known)}")
-        for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers"):
+        for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers", "score_every"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)} is not a finite number of at least 0")
 

@@ -38,13 +38,27 @@ def test_latents_are_smaller_by_the_factor_and_images_come_back_whole(bottleneck
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
-def test_measuring_gives_latents_of_zero_mean_and_unit_variance(bottleneck):
+def test_measuring_gives_latents_of_zero_mean_and_unit_variance_posterior_draws_included(bottleneck):
     network = build(bottleneck)
     image = pictures(22)
     network.measure([image[:7], image[7:8], image[8:]])
-    latent = network.encode(image).transpose(0, 1).flatten(1)
+    latent = network.encode(image).transpose(0, 1).flatten(1)  # (C, ...)
+    spread = network.bottleneck.spread(network.encoder(image)) / network.std.square()
+    variance = latent.var(dim=1, correction=0) + spread.mean(dim=(0, 2, 3))
     torch.testing.assert_close(latent.mean(dim=1), torch.zeros(3), atol=1e-4, rtol=0)
-    torch.testing.assert_close(latent.std(dim=1, correction=0), torch.ones(3), atol=1e-4, rtol=0)
+    torch.testing.assert_close(variance, torch.ones(3), atol=1e-4, rtol=0)
+
+
+def test_a_channel_that_says_nothing_of_the_image_stays_small():
+    network = build("kl")
+    last = network.encoder[-1]
+    with torch.no_grad():
+        last.weight[0] *= 1e-3  # the first channel's mean hardly moves,
+        last.bias[3] = 0.0  # and its draws have unit variance
+        last.weight[3] = 0
+    network.measure([pictures(22)])
+    latent = network.encode(pictures(22))
+    assert latent[:, 0].std() < 0.01 < 10 * network.std[0].item()
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)

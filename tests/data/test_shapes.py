@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from ldm.data.captions import caption
 from ldm.data.draw import draw
 from ldm.data.scene import (
     BACKGROUNDS,
@@ -20,7 +21,6 @@ from ldm.data.scene import (
     Scene,
     Statement,
     Thing,
-    caption,
     draw_scene,
     draw_statement,
 )

@@ -1,6 +1,7 @@
 """The scripts as a user calls them: the whole chain, the options of txt2img.py, mistakes, and a run that is stopped."""
 
 import io
+import json
 import os
 import re
 import runpy
@@ -19,6 +20,8 @@ from conftest import TINY
 from PIL import Image
 
 from ldm.config import load
+from ldm.evaluation.benchmark import true_pictures
+from ldm.evaluation.prompts import CATEGORIES, read_prompts
 from ldm.folders import load_model
 from ldm.metadata import read_settings
 from ldm.run import Run
@@ -247,3 +250,62 @@ def test_the_trained_folder_is_all_that_drawing_needs(chain, tmp_path):
     finally:
         moved.rename(chain.model)
     assert image.shape == (1, 3, 64, 64)
+
+
+@pytest.fixture(scope="module")
+def evaluated(chain, tmp_path_factory):
+    """The report of the chain's model, two prompts a category."""
+    folder = tmp_path_factory.mktemp("evaluation") / "report"
+    options = ("--prompts-per-category", 2, "--sweep", "scale=1,3", "--sweep-prompts", 1, "--out", folder)
+    status, printed, errors = call("evaluate.py", chain.model, *options)
+    assert status == 0, errors
+    return SimpleNamespace(folder=folder, printed=printed, figures=json.loads((folder / "report.json").read_text()))
+
+
+def test_evaluating_a_model_writes_a_report_with_every_figure(evaluated):
+    figures = evaluated.figures
+    assert figures["score"]["overall"]["of"] == len(figures["pictures"]) == 20
+    assert figures["score"]["categories"].keys() == figures["ceiling"]["categories"].keys() == {*CATEGORIES}
+    assert figures["sweeps"]["scale"].keys() == {"1.0", "3.0"}
+    assert figures["what"]["steps"] == 2 and figures["timing"]["seconds"] > 0
+    assert figures["text_use"].keys() == {"true", "shuffled", "empty"}
+    assert len(list((evaluated.folder / "images").glob("*.png"))) == 20
+    assert "20 pictures right" in evaluated.printed and str(evaluated.folder) in evaluated.printed
+
+
+def test_the_page_of_a_report_needs_no_other_file_and_shows_prompts_and_what_was_read(evaluated):
+    page = (evaluated.folder / "report.html").read_text()
+    assert not re.search(r"(src|href)=\"(?!data:|#)", page)
+    for entry in evaluated.figures["pictures"][::2]:
+        assert entry["prompt"] in page and entry["read"] in page
+    assert page.count("data:image/png;base64,") == 20 and page.count("<svg") == 2
+
+
+def test_pictures_of_another_program_are_scored(tmp_path):
+    status, printed, _ = call("evaluate.py", "--write-prompts", tmp_path / "prompts.txt", "--prompts-per-category", 3)
+    assert status == 0 and printed.startswith("30 prompts")
+    (tmp_path / "drawn").mkdir()
+    prompts = read_prompts(tmp_path / "prompts.txt")
+    for number, picture in enumerate(true_pictures(prompts)):
+        Image.fromarray(picture).save(tmp_path / "drawn" / f"{number:03d}.png")
+    options = ("--images", tmp_path / "drawn", "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "report")
+    status, printed, errors = call("evaluate.py", *options)
+    assert status == 0, errors
+    assert "100.0 % of 30 pictures right" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--sweep", "seed=1,2"], "one of scale, steps, eta can be swept"),
+        (["--sweep", "steps=1.5"], "'1.5' is no list of numbers"),
+        (["--prompts-per-category", 0], "0 prompts per category are too few"),
+        (["--images", "data/sample", "--steps", 3], "leave out the model"),
+        (["--images", "data/prompts.txt"], "data/prompts.txt is not a folder"),
+        (["--out", "tests"], "--out tests holds other files"),
+        (["--prompts", "README.md"], "is no caption of the shapes world"),
+    ],
+)
+def test_a_mistake_in_evaluating_is_told_in_one_line(options, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    assert_one_line(call("evaluate.py", "--out", tmp_path / "report", *options), says)

@@ -8,11 +8,14 @@ import torch
 
 from ldm.config import load
 from ldm.data.latents import StaleCache
+from ldm.data.loader import first_batches
+from ldm.evaluation.prompts import CATEGORIES
 from ldm.files import BrokenFile, read_tensors
 from ldm.folders import load_model
 from ldm.run import Run
-from ldm.stages import cache_latents, frozen_stages, train_autoencoder, train_clip, train_ldm
+from ldm.stages import cache_latents, frozen_stages, scored_prompts, train_autoencoder, train_clip, train_ldm
 from ldm.training.checkpoint import newest, saved
+from ldm.training.denoiser import DenoiserTask
 from ldm.training.log import read
 
 CPU = torch.device("cpu")
@@ -134,14 +137,14 @@ def test_a_run_does_not_go_on_with_the_other_norm(trained, tiny):
         train_autoencoder(run, CPU)
 
 
-def test_the_latents_have_zero_mean_and_unit_variance(trained):
-    from ldm.data.loader import first_batches
-
+def test_the_latents_have_zero_mean_and_with_the_posteriors_draws_unit_variance(trained):
     _, autoencoder, _ = frozen_stages(trained, CPU)
     (batch,) = first_batches(trained.data.build("train"), 64, 64)
     latent = autoencoder.encode(batch.image)
+    spread = autoencoder.bottleneck.spread(autoencoder.encoder(batch.image)) / autoencoder.std.square()
+    variance = latent.var(dim=(0, 2, 3)) + spread.mean(dim=(0, 2, 3))
     torch.testing.assert_close(latent.mean(dim=(0, 2, 3)), torch.zeros(latent.shape[1]), atol=0.02, rtol=0)
-    torch.testing.assert_close(latent.std(dim=(0, 2, 3)), torch.ones(latent.shape[1]), atol=0.02, rtol=0)
+    torch.testing.assert_close(variance, torch.ones(latent.shape[1]), atol=0.02, rtol=0)
 
 
 def test_a_cached_batch_equals_an_encoded_one(trained):
@@ -209,3 +212,61 @@ def test_a_torn_checkpoint_is_passed_over(trained, tmp_path):
     warnings = []
     assert newest(state, warn=warnings.append) == saved(state)[-2]
     assert "weights.safetensors" in warnings[0]
+
+
+def test_the_model_of_the_best_score_is_kept_beside_the_last(trained, tmp_path, tiny, monkeypatch):
+    scores = iter([0.5, 0.2])
+    monkeypatch.setattr(DenoiserTask, "score", lambda task, network: next(scores))
+    for stage in ("autoencoder", "text", "cache"):
+        shutil.copytree(Path(trained.out, stage), tmp_path / stage)
+    run = load(Run, None, [*tiny, "cache.use=always", f"out={tmp_path}", "train_ldm.score_every=2"])
+    train_ldm(run, CPU)
+    assert [line["score"] for line in read(tmp_path / "training/denoiser/log.jsonl") if "score" in line] == [0.5, 0.2]
+    averages = tmp_path / "training/denoiser/state/step-00000002/ema.safetensors"
+    best = load_model(tmp_path / "model-best").denoiser.state_dict()
+    then = {key.removeprefix("module."): value for key, value in read_tensors(averages).items()}
+    for key, value in best.items():
+        torch.testing.assert_close(value, then[key].half().float())
+    last = load_model(tmp_path / "model").denoiser.state_dict()
+    assert any(not torch.equal(value, last[key]) for key, value in best.items())
+
+
+def test_a_resumed_run_remembers_its_best_score(trained, tmp_path, tiny, monkeypatch):
+    for stage in ("autoencoder", "text", "cache"):
+        shutil.copytree(Path(trained.out, stage), tmp_path / stage)
+    common = [*tiny, "cache.use=always", f"out={tmp_path}", "train_ldm.score_every=2", "train_ldm.decay=constant"]
+    monkeypatch.setattr(DenoiserTask, "score", lambda task, network: 0.5)
+    train_ldm(load(Run, None, [*common, "train_ldm.steps=2"]), CPU)
+    kept = (tmp_path / "model-best/denoiser.safetensors").read_bytes()
+    monkeypatch.setattr(DenoiserTask, "score", lambda task, network: 0.4)
+    train_ldm(load(Run, None, common), CPU)
+    assert (tmp_path / "model-best/denoiser.safetensors").read_bytes() == kept
+
+
+def test_a_score_looks_at_prompts_that_the_runs_own_pictures_can_fulfil(tiny):
+    config = ["train_ldm.score_every=2", "train_ldm.score_prompts=50"]
+    every = scored_prompts(load(Run, None, [*tiny, *config]))
+    assert {prompt.category for prompt in every} == {*CATEGORIES}
+    one = scored_prompts(load(Run, None, [*tiny, *config, "data.max_objects=1", "data.sizes=[large]"]))
+    assert one and all(len(prompt.statement.things) * prompt.statement.count == 1 for prompt in one)
+    assert not any("small" in prompt.text for prompt in one)
+    assert scored_prompts(load(Run, None, tiny)) == []
+    assert scored_prompts(load(Run, None, [*config, "data=folder", "data.path=data/sample"])) == []
+
+
+def test_a_run_with_a_base_model_starts_from_its_denoiser_and_takes_its_other_parts(trained, tmp_path, tiny, capsys):
+    base = Path(trained.out, "model")
+    run = load(Run, None, [*tiny, f"base={base}", f"out={tmp_path}", "train_ldm.steps=1", "train_ldm.lr=1e-12"])
+    train_ldm(run, CPU)
+    said = capsys.readouterr().out
+    assert f"the denoiser starts from {base}" in said and f"taking {base}'s autoencoder" in said
+    for part in ("denoiser.safetensors", "text/text.safetensors", "autoencoder/autoencoder.safetensors"):
+        before, after = read_tensors(base / part), read_tensors(tmp_path / "model" / part)
+        for key, value in before.items():
+            torch.testing.assert_close(after[key], value, atol=1e-5, rtol=1e-3)
+
+
+def test_a_base_model_of_another_shape_is_refused(trained, tmp_path, tiny):
+    run = load(Run, None, [*tiny, f"base={trained.out}/model", f"out={tmp_path}", "denoiser.depth=2"])
+    with pytest.raises(ValueError, match="denoiser.safetensors"):
+        train_ldm(run, CPU)

@@ -1,0 +1,1 @@
+"""The exact benchmark of the shapes world, and what else measures a model."""

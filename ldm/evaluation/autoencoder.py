@@ -1,0 +1,141 @@
+"""The report of a first stage: what it loses of pictures, what its latents look like, what it costs.
+
+Legend: N pictures, S side, B batch, C latent channels, h w latent size, f = S / h downsampling factor.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass, field
+from time import perf_counter
+from typing import Any
+
+import numpy as np
+import torch
+from einops import rearrange
+from torch import Tensor, nn
+
+from ldm.autoencoders import Autoencoder
+from ldm.autoencoders.bottlenecks import Bottleneck, Gaussian, gaussian_kl
+from ldm.data.transforms import to_bytes
+from ldm.evaluation.benchmark import AT_ONCE, Pictures
+from ldm.evaluation.distances import distances, features
+from ldm.evaluation.reconstruction import psnr, ssim
+
+ACTIVE = 0.01  # variance over pictures, above which a latent says something of the picture
+
+Figures = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class AutoencoderReport:
+    """Means over the pictures; lists have one entry for each latent channel."""
+
+    pictures: int
+    psnr: float  # dB, of each picture, then averaged
+    ssim: float
+    l1: float  # mean absolute error, pixels in [-1, 1]
+    latent_mean: list[float]  # after normalisation: 0 where the pictures are like those it was measured on
+    latent_std: list[float]  # likewise 1
+    variance: list[float]  # over the pictures, of the latent as the bottleneck gives it
+    active: int  # channels whose variance is above ``ACTIVE``
+    encode_seconds: float  # a picture, in batches
+    decode_seconds: float  # likewise
+    lpips: float | None = None  # where its network is given
+    rfid: Figures | None = None  # likewise: the figures of ``distances`` from the pictures themselves
+    bottleneck: Figures = field(default_factory=dict)  # what only this kind of bottleneck has to say
+
+    def figures(self) -> Figures:
+        """The report as plain values by name, without what was not measured."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@torch.inference_mode()
+def autoencoder_report(
+    autoencoder: Autoencoder,
+    pictures: Pictures,
+    *,
+    lpips: nn.Module | None = None,
+    inception: nn.Module | None = None,
+    batch: int = AT_ONCE,
+) -> AutoencoderReport:
+    """What becomes of pictures (N, S, S, 3) in ``autoencoder``, which encodes to the posterior's mean, without a draw.
+
+    A channel is active where the variance over pictures of its posterior mean, averaged over the positions, exceeds
+    0.01 (Burda et al. 2016, arXiv:1509.00519). That is 1 % of what a KL bottleneck's prior has; the scale of
+    a bottleneck without a prior is its own. ``lpips`` and ``inception`` are ``reconstruction.Lpips`` and
+    ``distances.Inception``, or other modules of their kind; without them there are no figures of theirs.
+
+    Raises:
+        ValueError: there are fewer than two pictures, their side is no multiple of f, or torchmetrics is missing.
+    """
+    if len(pictures) < 2:
+        raise ValueError(f"{len(pictures)} pictures are too few: what varies between them is measured; take at least 2")
+    device, losses, latents, decoded = autoencoder.mean.device, [], [], []
+    seconds = np.zeros(2)  # of encoding and decoding
+    first = next(_images(pictures[:batch], batch, device))
+    autoencoder.decode(autoencoder.encode(first))  # the first pass of a process is slow, and is not timed
+    for images in _images(pictures, batch, device):  # (B, 3, S, S)
+        latent, encoding = _timed(autoencoder.encode, images)  # (B, C, h, w)
+        output, decoding = _timed(autoencoder.decode, latent)  # (B, 3, S, S)
+        seconds += encoding, decoding
+        each = [psnr(output, images), ssim(output, images), (output - images).abs().mean(dim=(1, 2, 3))]
+        losses.append(torch.stack([*each, *([lpips(output, images)] if lpips else [])]).double().cpu())  # (3 or 4, B)
+        latents.append(latent.double().cpu())
+        decoded.append(to_bytes(output))
+    means = torch.cat(losses, dim=1).mean(dim=1).tolist()
+    z = torch.cat(latents)  # (N, C, h, w)
+    std = autoencoder.std.double().cpu().flatten()  # (C,)
+    variance = z.var(dim=0, correction=0).mean(dim=(1, 2)) * std.square()  # (C,)
+    measure = OWN_FIGURES.get(type(autoencoder.bottleneck))
+    encoded = (autoencoder.encoder(images) for images in _images(pictures, batch, device))  # (B, features, h, w)
+    return AutoencoderReport(
+        pictures=len(pictures),
+        psnr=means[0],
+        ssim=means[1],
+        l1=means[2],
+        latent_mean=z.mean(dim=(0, 2, 3)).tolist(),
+        latent_std=z.std(dim=(0, 2, 3), correction=0).tolist(),
+        variance=variance.tolist(),
+        active=int((variance > ACTIVE).sum()),
+        encode_seconds=seconds[0] / len(pictures),
+        decode_seconds=seconds[1] / len(pictures),
+        lpips=means[3] if lpips else None,
+        rfid=_rfid(np.concatenate(decoded), pictures, inception, batch) if inception else None,
+        bottleneck=measure(autoencoder.bottleneck, encoded) if measure else {},
+    )
+
+
+def gaussian_figures(bottleneck: Gaussian, encoded: Iterable[Tensor]) -> Figures:
+    """The KL in nats from the prior, the mean of a picture: of each channel, summed over positions, and of all."""
+    parts = []
+    for h in encoded:
+        mean, log_variance = (rearrange(part, "b c h w -> (b c) h w") for part in bottleneck.moments(h))
+        parts.append(gaussian_kl(mean.double(), log_variance.double()).view(len(h), -1).cpu())  # (B, C)
+    kl = torch.cat(parts).mean(dim=0)  # (C,)
+    return {"kl": kl.tolist(), "kl_sum": float(kl.sum())}
+
+
+# what a kind of bottleneck has to say of all batches of features (B, features, h, w), such as a codebook's usage
+OWN_FIGURES: dict[type[Bottleneck], Callable[[Any, Iterable[Tensor]], Figures]] = {Gaussian: gaussian_figures}
+
+
+def _images(pictures: Pictures, batch: int, device: torch.device) -> Iterator[Tensor]:
+    """Batches (B, 3, S, S) in [-1, 1]."""
+    for part in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(batch):
+        yield part.to(device).float() / 127.5 - 1
+
+
+def _timed(call: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:
+    """What ``call`` makes of ``x``, and in how many seconds."""
+    began = _now(x.device)
+    made = call(x)
+    return made, _now(x.device) - began
+
+
+def _now(device: torch.device) -> float:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)  # what was asked of a GPU so far has then been done
+    return perf_counter()
+
+
+def _rfid(decoded: Pictures, pictures: Pictures, inception: nn.Module, batch: int) -> Figures:
+    return distances(features(decoded, inception, batch=batch), features(pictures, inception, batch=batch))

@@ -1,0 +1,123 @@
+"""The shapes benchmark of a model, or of pictures that any program made: score, ceiling and floor.
+
+Legend: N pictures, S side.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from ldm.autoencoders import Autoencoder
+from ldm.data.draw import draw
+from ldm.data.scene import HELD_OUT, TRAINED, Scene, draw_scene
+from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, read_image, to_bytes
+from ldm.evaluation.prompts import SEED, STREAM, Prompt
+from ldm.evaluation.reader import read
+from ldm.evaluation.score import Score, Verdict, judge, tally
+from ldm.pipeline import SampleConfig, TextToImage
+
+LOSSLESS = (".png", ".bmp")
+AT_ONCE = 64  # pictures that pass through the autoencoder together
+
+Pictures = NDArray[np.uint8]
+
+
+@dataclass
+class Marked:
+    """Pictures (N, S, S, 3), what was read in each, and how that was judged."""
+
+    pictures: Pictures
+    scenes: list[Scene]
+    verdicts: list[Verdict]
+    score: Score
+
+
+def mark(prompts: list[Prompt], pictures: Pictures) -> Marked:
+    """Read the pictures (N, S, S, 3) and judge each by its prompt."""
+    scenes = read(pictures)
+    verdicts = [judge(prompt.statement, scene) for prompt, scene in zip(prompts, scenes, strict=True)]
+    return Marked(pictures, scenes, verdicts, tally(prompts, verdicts))
+
+
+def drawn_by(
+    model: TextToImage,
+    prompts: list[Prompt],
+    *,
+    sampling: SampleConfig | None = None,
+    seed: int = 0,
+    precision: str = "fp32",
+    progress: Callable[[int], object] | None = None,
+) -> Pictures:
+    """What ``model`` draws for the prompts, picture i from ``seed`` + i."""
+    images = [
+        image
+        for image, _ in model(
+            [prompt.text for prompt in prompts], seed=seed, sampling=sampling, precision=precision, progress=progress
+        )
+    ]  # (1, 3, S, S) each
+    return to_bytes(torch.cat(images))
+
+
+def true_pictures(prompts: list[Prompt], size: int = 64, seed: int = SEED) -> Pictures:
+    """A picture (N, S, S, 3) for each prompt, in which it is true; what the prompt leaves free is random."""
+    pictures = []
+    for index, prompt in enumerate(prompts):
+        rng = np.random.default_rng([seed, STREAM, 1_000, index])
+        stated = {(thing.shape, thing.color) for thing in prompt.statement.things}
+        pairs = HELD_OUT if stated & {*HELD_OUT} else TRAINED
+        pictures.append(draw(draw_scene(prompt.statement, rng, pairs), size))
+    return np.stack(pictures)
+
+
+@torch.inference_mode()
+def through(autoencoder: Autoencoder, pictures: Pictures) -> Pictures:
+    """The pictures (N, S, S, 3) encoded and decoded."""
+    device = autoencoder.mean.device
+    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1  # (N, 3, S, S)
+    decoded = [autoencoder.decode(autoencoder.encode(part.to(device))) for part in images.split(AT_ONCE)]
+    return to_bytes(torch.cat(decoded))
+
+
+def ceiling(prompts: list[Prompt], autoencoder: Autoencoder, size: int = 64) -> Score:
+    """The score of true pictures that went through ``autoencoder``: what a perfect denoiser would reach."""
+    return mark(prompts, through(autoencoder, true_pictures(prompts, size))).score
+
+
+def floor(prompts: list[Prompt], scenes: list[Scene]) -> Score:
+    """The score when each prompt is judged by the scene of another, random one: what needs no text."""
+    order = np.random.default_rng([SEED, STREAM]).permutation(len(prompts))
+    others = dict(zip(order, np.roll(order, 1), strict=True))  # one round through all, so that none meets itself
+    return tally(prompts, [judge(prompt.statement, scenes[others[i]]) for i, prompt in enumerate(prompts)])
+
+
+def read_folder(folder: Path, count: int | None = None) -> Pictures:
+    """The pictures of a folder in the order of their names, all squares of one size: (N, S, S, 3).
+
+    Raises:
+        ValueError: there are not ``count``, or not all exact (PNG, BMP), where that is given; one cannot be read or
+            differs in size.
+    """
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of pictures")
+    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    paths = [path for path in paths if not path.stem.startswith("grid-")]  # txt2img's sheets
+    lossy = [path for path in paths if path.suffix.lower() not in LOSSLESS]
+    if count is not None and lossy:
+        raise ValueError(f"{lossy[0]}: its compression smears colours, and would be taken for a fault; save PNG files")
+    if not paths or count not in (None, len(paths)):
+        wanted = f" for {count} prompts; one picture for each is wanted" if count else ""
+        raise ValueError(f"{folder} holds {len(paths)} pictures{wanted}")
+    pictures = []
+    for path in paths:
+        try:
+            pictures.append(np.array(read_image(path)))
+        except BrokenSample as error:
+            raise ValueError(f"{path} cannot be read: {error}") from error
+        if pictures[-1].shape != (pictures[0].shape[0],) * 2 + (3,):
+            height, width = pictures[-1].shape[:2]
+            raise ValueError(f"{path} has {width} x {height} pixels; all must be squares of one size")
+    return np.stack(pictures)

@@ -1,0 +1,77 @@
+"""How much a reconstruction loses: PSNR, SSIM and LPIPS, on torchmetrics and lpips.
+
+Legend: B batch, H W image size.
+"""
+
+import re
+import warnings
+from pathlib import Path
+
+from torch import Tensor, nn
+
+from ldm.config import nearest
+from ldm.evaluation.weights import eval_extra, find_weights, fitting
+from ldm.text.weights import read_weights
+
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS, by torchvision's name
+LPIPS_SIDE = 32  # pixels; AlexNet's pooling leaves nothing of much smaller ones
+
+
+def psnr(images: Tensor, reference: Tensor) -> Tensor:
+    """Peak signal-to-noise ratio in dB (B,) of images (B, 3, H, W) in [-1, 1]: 10 log10(2^2 / mean squared error)."""
+    with eval_extra():
+        from torchmetrics.functional.image import peak_signal_noise_ratio
+    return peak_signal_noise_ratio(images, reference, data_range=2.0, dim=(1, 2, 3), reduction="none")
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity (B,) of images (B, 3, H, W) in [-1, 1]: Wang et al. 2004, IEEE TIP 13(4), a window of 11.
+
+    It compares means by their ratio, so pixels must count from black: both are shifted to [0, 2].
+
+    Raises:
+        ValueError: the images are smaller than half the window.
+    """
+    with eval_extra():
+        from torchmetrics.functional.image import structural_similarity_index_measure as similarity
+    if min(images.shape[2:]) < 6:
+        raise ValueError(f"images of {images.shape[3]} x {images.shape[2]} pixels: SSIM needs sides of at least 6")
+    # variances are differences of large sums: in single precision a plain picture would differ from itself
+    shifted = images.double() + 1, reference.double() + 1
+    found = similarity(*shifted, data_range=2.0, reduction="none")
+    assert isinstance(found, Tensor)  # a pair only where the whole map is asked for
+    return found
+
+
+class Lpips(nn.Module):
+    """Perceptual distance (B,) of images (B, 3, H, W) in [-1, 1]: LPIPS 0.1 (Zhang et al. 2018, arXiv:1801.03924).
+
+    Raises:
+        MissingWeights: ``weights`` is no file or, where it is left out, torch's hub cache has none.
+        ValueError: the backbone is unknown, the file holds another, or lpips is not installed.
+    """
+
+    def __init__(self, weights: Path | None = None, backbone: str = "alex") -> None:
+        from torchvision.models import get_model_weights
+
+        with eval_extra():
+            from lpips import LPIPS
+        super().__init__()
+        if backbone not in BACKBONES:
+            raise ValueError(f"LPIPS has no backbone '{backbone}'; {nearest(backbone, list(BACKBONES))}")
+        url = get_model_weights(BACKBONES[backbone])["DEFAULT"].url
+        path = find_weights(weights, url, "--lpips")
+        held = read_weights(path)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # lpips calls torchvision in a way that has become old
+            self.network = LPIPS(net=backbone, pnet_rand=True, verbose=False).requires_grad_(False)
+        backbone_keys = {key: re.sub(r"^slice\d+", "features", key) for key in self.network.net.state_dict()}
+        with fitting(path, BACKBONES[backbone]):
+            self.network.net.load_state_dict({key: held[name] for key, name in backbone_keys.items()})
+
+    def forward(self, images: Tensor, reference: Tensor) -> Tensor:
+        if min(images.shape[2:]) < LPIPS_SIDE:
+            size = f"{images.shape[3]} x {images.shape[2]}"
+            raise ValueError(f"images of {size} pixels: LPIPS needs sides of at least {LPIPS_SIDE}")
+        found: Tensor = self.network(images, reference)  # (B, 1, 1, 1)
+        return found.flatten()

@@ -1,0 +1,89 @@
+"""Whether a denoiser uses its text: the losses with the true, another and no caption."""
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.data.latents import Latents
+from ldm.diffusion.process import ProcessConfig, loss
+from ldm.diffusion.schedules import CosineConfig
+from ldm.diffusion.targets import TARGETS
+from ldm.evaluation.text_use import BANDS, draw_text_use, text_use
+from ldm.pipeline import TextToImage
+from ldm.types import Condition
+
+SHAPE = (2, 4, 4)
+
+
+class Deaf(nn.Module):
+    """Says the same whatever it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.gain = nn.Parameter(torch.tensor(0.3))
+
+    def forward(self, x, t, cond):
+        return self.gain * x
+
+
+class Listener(Deaf):
+    """Takes the clean latent from its text: v = (alpha x - x0) / sigma."""
+
+    def forward(self, x, t, cond):
+        level = CosineConfig().build().level(t)
+        x0 = cond.pooled.view(-1, *SHAPE)
+        return (level.alpha * x - x0) / level.sigma
+
+
+def condition(x0):
+    return Condition(torch.zeros(len(x0), 1, 3), x0.flatten(1), torch.ones(len(x0), 1, dtype=torch.bool))
+
+
+def silence(texts):
+    return condition(torch.zeros(len(texts), *SHAPE))
+
+
+def model(network):
+    schedule = CosineConfig().build()
+    return TextToImage(
+        network, None, lambda texts: condition(torch.zeros(len(texts), *SHAPE)), schedule, ProcessConfig()
+    )
+
+
+@pytest.fixture
+def held_out():
+    latents = torch.randn(2, 32, *SHAPE)
+    return [Latents(latent, condition(latent)) for latent in latents]
+
+
+def test_a_network_that_does_not_listen_loses_nothing_by_a_wrong_caption(held_out):
+    use = text_use(model(Deaf()), held_out)
+    assert use.true == use.shuffled == use.empty
+
+
+def test_a_network_that_listens_loses_by_none_and_more_by_anothers(held_out):
+    use = text_use(model(Listener()), held_out)
+    assert len(use.true) == len(use.times) == BANDS
+    for true, empty, shuffled in zip(use.true, use.empty, use.shuffled, strict=True):
+        assert true < 1e-5 < empty < shuffled
+
+
+def test_the_mean_loss_is_that_of_all_samples_at_evenly_spread_times(held_out):
+    network = Deaf()
+    generator, total = torch.Generator().manual_seed(0), 0.0
+    for latent, cond in held_out:
+        t = (torch.arange(32) + 0.5) / 32
+        noise = torch.randn(latent.shape, generator=generator)
+        total += loss(network, TARGETS["v"], CosineConfig().build(), latent, cond, t, noise).sum().item()
+    assert text_use(model(network), held_out).figures()["loss"] == pytest.approx(total / 64, rel=1e-5)
+
+
+def test_batches_smaller_than_the_bands_are_measured_in_fewer_bands():
+    latent = torch.randn(3, *SHAPE)
+    use = text_use(model(Deaf()), [Latents(latent, condition(latent))])
+    assert len(use.true) == 3 and all(value > 0 for value in use.true)
+
+
+def test_the_picture_of_the_losses_is_written(held_out, tmp_path):
+    draw_text_use(text_use(model(Deaf()), held_out), tmp_path / "new" / "use.png")
+    assert (tmp_path / "new" / "use.png").stat().st_size > 5_000
