@@ -19,7 +19,7 @@ from torch.nn.functional import gelu, interpolate, silu
 from torch.utils.checkpoint import checkpoint
 
 from ldm.denoisers.attention import BACKENDS, CrossAttention, SelfAttention
-from ldm.denoisers.embeddings import Prepared, TextEmbedding, TimeEmbedding
+from ldm.denoisers.embeddings import Prepared, TextEmbedding, TimeEmbedding, position_embedding
 from ldm.types import Condition
 
 
@@ -36,6 +36,7 @@ class UNetConfig:
     transformer_depth: int = 1  # transformer blocks after each residual block
     heads: int = 4  # attention heads at every level
     scale_shift: bool = False  # the time scales and shifts the second norm (ADM) instead of being added (LDM)
+    position: bool = False  # sines and cosines of each place are added to the input; else padding alone tells places
     dropout: float = 0.0  # probability, in the residual blocks
     attention: str = "auto"  # auto | sdpa | xformers | math
     checkpointing: bool = False  # recompute each block in the backward pass: less memory for a third more time
@@ -55,6 +56,9 @@ class UNetConfig:
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; try width={fitting}")
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd (time embedding); try width={self.width + 1}")
+        if self.position and self.width % 4:
+            fitting = -(-self.width // 4) * 4
+            raise ValueError(f"width {self.width} is not divisible by 4 (position embedding); try width={fitting}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout {self.dropout} is not a probability below 1; use 0 for none")
         if self.attention not in BACKENDS:
@@ -192,6 +196,7 @@ class UNet(nn.Module):
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.multiple = 2 ** (len(widths) - 1)  # the sides of a latent must be multiples of it
+        self.position = config.position
         self.time = TimeEmbedding(config.width, 4 * config.width)
         self.conv_in = nn.Conv2d(channels, config.width, 3, padding=1)
 
@@ -239,6 +244,9 @@ class UNet(nn.Module):
         c = self.time(t) if text.pooled is None else self.time(t) + text.pooled  # (B, E)
         c = silu(c)
         h = self.conv_in(x)  # (B, D, H, W)
+        if self.position:
+            place = position_embedding(height, width, h.shape[1], x.device)  # (N, D)
+            h = h + rearrange(place, "(h w) d -> d h w", h=height).to(h.dtype)  # (B, D, H, W)
         skips = [h]
         for part in self.down:
             h = part(h, c, keys_values, text.mask) if isinstance(part, Stage) else part(h)  # (B, D, H / 2^i, W / 2^i)

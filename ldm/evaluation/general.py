@@ -109,4 +109,5 @@ def _autoencoder(model: TextToImage, reference: Pictures, sources: Sources, note
         except ValueError as error:
             notes.append(f"{name} of the autoencoder left out: {error}")
     found = autoencoder_report(model.autoencoder, reference, **networks).figures()
-    return {**found, **found.pop("bottleneck", {})}
+    own = found.pop("bottleneck")
+    return {**found, **own}

@@ -217,3 +217,20 @@ def test_a_config_error_says_the_value_the_constraint_and_the_way_out(
 def test_a_latent_of_the_wrong_size_is_refused(name: str, changes: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
         build(name, **changes)(*draw(7, 8))
+
+
+def test_the_unets_position_has_no_weights_and_tells_places_apart_far_from_the_border() -> None:
+    plain, placed = (
+        build("unet", multipliers=[1], attention_levels=[], position=position) for position in (False, True)
+    )
+    assert plain.state_dict().keys() == placed.state_dict().keys()
+    placed.load_state_dict(plain.state_dict())
+    x, t, cond = draw(64, 64, rows=1)
+    flat = torch.ones_like(x)
+    spread = [net(flat, t, cond)[..., 24:40, 24:40].std(dim=(2, 3)).mean() for net in (plain, placed)]
+    assert spread[0] < 1e-4 < 1e-2 < spread[1]
+
+
+def test_a_width_that_no_position_embedding_fits_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"width 18 is not divisible by 4 \(position embedding\); try width=20"):
+        UNetConfig(width=18, heads=2, position=True)

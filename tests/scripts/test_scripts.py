@@ -309,3 +309,16 @@ def test_pictures_of_another_program_are_scored(tmp_path):
 def test_a_mistake_in_evaluating_is_told_in_one_line(options, says, tmp_path, monkeypatch):
     monkeypatch.chdir(SCRIPTS.parent)
     assert_one_line(call("evaluate.py", "--out", tmp_path / "report", *options), says)
+
+
+def test_general_metrics_are_tables_and_what_is_missing_is_noted(chain, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))
+    options = ("--prompts-per-category", 1, "--general", "--clip-run", chain.folder, "--out", tmp_path / "report")
+    status, _, errors = call("evaluate.py", chain.model, *options)
+    assert status == 0, errors
+    figures = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert figures["tables"].keys() == {"CLIP score", "Autoencoder"}
+    assert figures["tables"]["Autoencoder"]["psnr"] > 0 and len(figures["tables"]["Autoencoder"]["kl"]) == 8
+    assert any("FID and KID left out" in note and "--inception" in note for note in figures["notes"])
+    page = (tmp_path / "report" / "report.html").read_text()
+    assert "clip_score of shuffled captions" in page and "--inception" in page
