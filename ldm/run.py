@@ -24,19 +24,21 @@ class Run:
     autoencoder: AutoencoderConfig = section(
         AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"
     )
-    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.1)
+    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.03)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
-    text: Any = choice(TEXT_ENCODERS, "clip", layers=2, vision_layers=2, vision_patch=16)
-    denoiser: Any = choice(DENOISERS, "unet", multipliers=[1, 1], blocks=1, attention_levels=[1])
+    text: Any = choice(TEXT_ENCODERS, "clip", states="penultimate", layers=2, vision_layers=2)
+    denoiser: Any = choice(
+        DENOISERS, "unet", multipliers=[1, 1], blocks=1, attention_levels=[1], scale_shift=True, position=True
+    )
     schedule: Any = choice(SCHEDULES, "cosine", shift=2.0)
     process: ProcessConfig = section(ProcessConfig)
     cache: CacheConfig = section(CacheConfig)
     sample: SampleConfig = section(SampleConfig, scale=2.0, eta=1.0)
     train_autoencoder: TrainConfig = section(
-        TrainConfig, steps=6_000, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
+        TrainConfig, steps=12_000, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
     )
     train_clip: TrainConfig = section(
-        TrainConfig, steps=250, batch=256, optimizer="muon", lr=2e-3, betas=[0.9, 0.95], warmup=20, ema=0.95
+        TrainConfig, steps=800, batch=256, optimizer="muon", lr=1e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
     train_ldm: TrainConfig = section(
         TrainConfig,

@@ -25,8 +25,8 @@ from ldm.config import load, to_yaml
 from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
-from ldm.evaluation.prompts import CATEGORIES, Prompt, prompt_set
-from ldm.files import load_weights, whole_folder
+from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
+from ldm.files import check_folder, load_weights, whole_folder
 from ldm.folders import (
     CONFIG,
     build_denoiser,
@@ -42,6 +42,7 @@ from ldm.run import Run
 from ldm.text.clip import Architecture, ClipText
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.autoencoder import AutoencoderTask
+from ldm.training.checkpoint import saved
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.loop import Task, Trainer
@@ -80,9 +81,8 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
     network = build_denoiser(run, autoencoder, text).to(device)
-    if run.base:
-        load_weights(network, Path(run.base) / "denoiser.safetensors")
-        print(f"the denoiser starts from {run.base}")
+    if run.base and not saved(_training(run, DenoiserTask.name) / "state"):
+        _start_from(Path(run.base), network, autoencoder)
     if cache_pays(run, train_data):
         with PartialState(cpu=device.type == "cpu").main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
@@ -108,15 +108,32 @@ def scored_prompts(run: Run) -> list[Prompt]:
     config = run.train_ldm
     if not config.score_every or not isinstance(run.data, ShapesConfig):
         return []
-    prompts = prompt_set(max(1, config.score_prompts // len(CATEGORIES)))
+    prompts = prompt_set(max(1, config.score_prompts // len(CATEGORIES)), TRAINING_SEED)
     return [prompt for prompt in prompts if run.data.holds(prompt.statement)]
 
 
 def _train(task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str]) -> None:
     trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
     print(f"{task.name}: {trained / 1e6:.2f} M parameters")
-    folder = Path(run.out) / "training" / task.name
+    folder = _training(run, task.name)
     Trainer(task, config, folder, described=to_yaml(run), made_from=made_from, device=device).run()
+
+
+def _training(run: Run, stage: str) -> Path:
+    return Path(run.out) / "training" / stage
+
+
+def _start_from(base: Path, network: nn.Module, autoencoder: Autoencoder) -> None:
+    """Load the base model's denoiser, which must be of the same latents.
+
+    Raises:
+        ValueError: the base is no whole model, or its denoiser is of another shape or of another autoencoder.
+    """
+    check_folder(base)
+    if _fingerprint(load_autoencoder(base / "autoencoder")[0]) != _fingerprint(autoencoder):
+        raise ValueError(f"base {base} has another autoencoder: its denoiser knows other latents; use the base's own")
+    load_weights(network, base / "denoiser.safetensors")
+    print(f"the denoiser starts from {base}")
 
 
 def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
@@ -193,7 +210,7 @@ def _stage(run: Run, name: str, script: str) -> Path:
 def _network(run: Run, stage: str) -> Any:
     """The part of the configuration that settles the network of a stage."""
     if stage == "autoencoder":
-        return run.autoencoder, run.bottleneck
+        return run.autoencoder, type(run.bottleneck)  # a penalty's weight does not change what comes out
     return [getattr(run.text, f.name) for f in fields(Architecture) if hasattr(run.text, f.name)]
 
 

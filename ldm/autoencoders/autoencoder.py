@@ -98,9 +98,9 @@ class Autoencoder(nn.Module):
     def measure(self, images: Iterable[Tensor]) -> None:
         """Set the latents' mean and std per channel from batches of ``images`` (B, 3, H, W), posterior draws included.
 
-        What a KL bottleneck draws has about unit variance in every channel, and the less of it its mean has, the less
-        the channel says of the image: ``encode`` gives means, and leaves such a channel small. Scaled by the means'
-        own std it would be blown up to noise that a denoiser spends itself on.
+        Where a KL is weighty, what the posterior draws has about unit variance in every channel, and the less of that
+        its mean has, the less the channel says of the image: ``encode`` gives means, and leaves such a channel small.
+        Scaled by the means' own std it would be blown up to noise that a denoiser spends itself on.
         """
         count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
         for image in images:

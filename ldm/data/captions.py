@@ -19,7 +19,7 @@ _BACKGROUND = re.compile(rf" on an? ({'|'.join(BACKGROUNDS)}) background$")
 _JOINTS = re.compile(rf" (and|{'|'.join(sorted(_RELATIONS, key=len, reverse=True))}) ")
 _PHRASE = re.compile(
     rf"(an?|{'|'.join(COUNTS.values())})(?: ({'|'.join(SIZES)}))?(?: ({'|'.join(COLORS)}))?"
-    rf" ({'|'.join(SHAPES)})(?:e?s)?"
+    rf" ({'|'.join(SHAPES)})(e?s)?"
 )
 
 
@@ -57,14 +57,21 @@ def parse(text: str) -> Statement:
     counts = [numbers.get(number, 1) for number, *_ in found]
     if len(found) > 1 and max(counts) > 1:
         raise ValueError(f"'{text}': a caption counts like objects or joins two, not both")
+    things = tuple(Thing(shape, color, size) for _, size, color, shape, _ in found)
+    for thing, count, (*_, plural) in zip(things, counts, found, strict=True):
+        if (plural or "") != ("" if count == 1 else _plural(thing.shape)):
+            raise ValueError(f"'{text}': '{thing.shape}{plural or ''}' is not the number that stands before it")
     joint = phrases[1] if len(found) > 1 else None
-    things = tuple(Thing(shape, color, size) for _, size, color, shape in found)
     return Statement(things, counts[0], _RELATIONS.get(joint or ""), ground[1] if ground else None)
 
 
 def _phrase(thing: Thing, count: int) -> str:
     words = [word for word in (thing.size, thing.color) if word]
     if count > 1:
-        return " ".join([COUNTS[count], *words, thing.shape + ("es" if thing.shape == "cross" else "s")])
+        return " ".join([COUNTS[count], *words, thing.shape + _plural(thing.shape)])
     words.append(thing.shape)
     return " ".join(["an" if words[0][0] in "aeiou" else "a", *words])
+
+
+def _plural(shape: str) -> str:
+    return "es" if shape == "cross" else "s"

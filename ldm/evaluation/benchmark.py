@@ -3,6 +3,7 @@
 Legend: N pictures, S side.
 """
 
+import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,15 +88,23 @@ def ceiling(prompts: list[Prompt], autoencoder: Autoencoder, size: int = 64) -> 
     return mark(prompts, through(autoencoder, true_pictures(prompts, size))).score
 
 
-def floor(prompts: list[Prompt], scenes: list[Scene]) -> Score:
-    """The score when each prompt is judged by the scene of another, random one: what needs no text."""
-    order = np.random.default_rng([SEED, STREAM]).permutation(len(prompts))
-    others = dict(zip(order, np.roll(order, 1), strict=True))  # one round through all, so that none meets itself
+def floor(prompts: list[Prompt], scenes: list[Scene]) -> Score | None:
+    """The score when each prompt is judged by the scene of another, random one; None for a single prompt."""
+    if len(prompts) < 2:
+        return None
+    others = shuffled(len(prompts))
     return tally(prompts, [judge(prompt.statement, scenes[others[i]]) for i, prompt in enumerate(prompts)])
 
 
+def shuffled(count: int) -> list[int]:
+    """For each of ``count`` the place of another, at random: one round through all, so that none meets itself."""
+    order = np.random.default_rng([SEED, STREAM]).permutation(count)
+    others = dict(zip(order.tolist(), np.roll(order, 1).tolist(), strict=True))
+    return [others[i] for i in range(count)]
+
+
 def read_folder(folder: Path, count: int | None = None) -> Pictures:
-    """The pictures of a folder in the order of their names, all squares of one size: (N, S, S, 3).
+    """The pictures of a folder in the order of their names, 2.png before 10.png, all squares of one size: (N, S, S, 3).
 
     Raises:
         ValueError: there are not ``count``, or not all exact (PNG, BMP), where that is given; one cannot be read or
@@ -103,8 +112,8 @@ def read_folder(folder: Path, count: int | None = None) -> Pictures:
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of pictures")
-    paths = sorted(path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
-    paths = [path for path in paths if not path.stem.startswith("grid-")]  # txt2img's sheets
+    found = [path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
+    paths = sorted((path for path in found if not path.stem.startswith("grid-")), key=_natural)  # txt2img's sheets
     lossy = [path for path in paths if path.suffix.lower() not in LOSSLESS]
     if count is not None and lossy:
         raise ValueError(f"{lossy[0]}: its compression smears colours, and would be taken for a fault; save PNG files")
@@ -121,3 +130,8 @@ def read_folder(folder: Path, count: int | None = None) -> Pictures:
             height, width = pictures[-1].shape[:2]
             raise ValueError(f"{path} has {width} x {height} pixels; all must be squares of one size")
     return np.stack(pictures)
+
+
+def _natural(path: Path) -> list[tuple[int, str]]:
+    """A sorting key by which numbers in names count as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]

@@ -10,6 +10,7 @@ from ldm.data.captions import caption, parse
 from ldm.data.scene import BACKGROUNDS, COUNTS, HELD_OUT, RELATIONS, SIZES, TRAINED, Pair, Statement, Thing
 
 SEED = 20_260_101  # of the prompt set; the training sets' seeds make other random streams whatever their number
+TRAINING_SEED = SEED + 1  # of the prompts that choose the best model of a training: not those that it is judged by
 STREAM = 9  # sets the prompts' stream apart from a data set's, which is (seed, 0 or 1, index)
 
 Rng = np.random.Generator
@@ -17,6 +18,8 @@ Rng = np.random.Generator
 
 @dataclass(frozen=True)
 class Prompt:
+    """What to draw, as text and as what the text states."""
+
     category: str
     text: str
     statement: Statement

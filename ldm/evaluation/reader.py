@@ -24,7 +24,7 @@ SPECK = 3.0  # area, in pixels of a picture of 64, below which a component is no
 OVERLAP = 0.8  # least intersection over union of an object with its shape
 RADII = (6.0, 18.5)  # of an object, pixels of a picture of 64: the world's sizes with some play
 PATCH = 40  # P, pixels of a picture of 64; what reaches beyond it, or to the edge of the picture, is no object
-AT_ONCE = 256  # pictures, which bounds the memory
+AT_ONCE = 256 * 64**2  # pixels of pictures read together, which bounds the memory
 
 GROUNDS, PAINTS = (np.array([*table.values()], dtype=np.float32) for table in (BACKGROUNDS, COLORS))  # (4, 3), (8, 3)
 
@@ -53,7 +53,8 @@ def read(images: NDArray[np.uint8]) -> list[Scene]:
     """
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3 or images.dtype != np.uint8:
         raise ValueError(f"pictures of {images.dtype} {images.shape} cannot be read; uint8 (N, S, S, 3) can")
-    return [scene for first in range(0, len(images), AT_ONCE) for scene in _read(images[first : first + AT_ONCE])]
+    count = max(1, AT_ONCE // images.shape[1] ** 2)
+    return [scene for first in range(0, len(images), count) for scene in _read(images[first : first + count])]
 
 
 def _read(images: NDArray[np.uint8]) -> list[Scene]:
@@ -117,7 +118,7 @@ def _cut(pixels: Pixels, count: int, side: int) -> NDArray[np.bool_]:
 
 
 def _paints(pixels: Pixels, grounds: Ints, count: int) -> tuple[Ints, Floats, NDArray[np.bool_]]:
-    """For each object its nearest colour (K,) and whether it is pure (K,); how much of each pixel (n,) it covers.
+    """For each object its nearest colour (K,), how much of each pixel it covers (n,), and whether it is pure (K,).
 
     A pixel on an outline is a mixture of the object's colour and the background's, so a colour's distance to it is
     that of the nearest mixture.

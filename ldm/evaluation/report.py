@@ -1,17 +1,16 @@
 """The report of an evaluation: ``report.json`` with every figure, and ``report.html``, a page that needs nothing else.
 
-``report.json`` is what the page is made from: a table of numbers, and for each picture its prompt, what was read in it
-and whether that is right.
+Legend: N pictures, S side.
 """
 
 import base64
 import io
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict
-from hashlib import sha256
+from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import Any
 
 import numpy as np
@@ -23,30 +22,109 @@ from ldm.evaluation.benchmark import Marked
 from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.reader import UNKNOWN
 from ldm.evaluation.score import Score, Share
-from ldm.files import whole_folder
-from ldm.pipeline import SampleConfig
+from ldm.evaluation.text_use import TextUse
+from ldm.files import MANIFEST, whole_folder
 
-TEMPLATE = "report.html"
+PAGE, FIGURES = "report.html", "report.json"
 SHOWN = 6  # pictures of each category on the page, right and wrong ones each
 
 
-def check_out(folder: Path) -> None:
-    """Refuse a folder that holds anything but a report, which a new one would replace.
+@dataclass(frozen=True)
+class Report:
+    """All that an evaluation found; what it did not look at is None or empty."""
+
+    what: dict[str, Any]  # what was scored, and how it drew
+    prompts: list[Prompt]
+    marked: Marked
+    floor: Score | None  # None for a single prompt, which no other picture can be judged by
+    ceiling: Score | None = None
+    seconds_per_image: float | None = None
+    device: str = ""
+    sweeps: dict[str, dict[float, Score]] = field(default_factory=dict)  # scores by setting and value
+    text_use: TextUse | None = None
+    tables: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the general metrics, by title
+    notes: list[str] = field(default_factory=list)  # what the reader must know
+
+    def figures(self) -> dict[str, Any]:
+        """Everything as plain values: what ``report.json`` holds, and what the page is made from."""
+        return {
+            "what": self.what,
+            "score": score_figures(self.marked.score),
+            "ceiling": self.ceiling and score_figures(self.ceiling),
+            "floor": self.floor and score_figures(self.floor),
+            "seconds_per_image": self.seconds_per_image,
+            "device": self.device,
+            "sweeps": {
+                key: {f"{value:g}": score_figures(score) for value, score in scores.items()}
+                for key, scores in self.sweeps.items()
+            },
+            "text_use": self.text_use and asdict(self.text_use),
+            "tables": self.tables,
+            "notes": self.notes,
+            "pictures": [
+                {
+                    "category": prompt.category,
+                    "prompt": prompt.text,
+                    "right": verdict.right,
+                    "wrong": [name for name, (hits, total) in verdict.attributes.items() if hits < total],
+                    "read": describe(scene),
+                }
+                for prompt, verdict, scene in zip(self.prompts, self.marked.verdicts, self.marked.scenes, strict=True)
+            ],
+        }
+
+    def curves(self) -> dict[str, str]:
+        """Pictures in SVG by their titles: a line for each sweep, and the losses by caption."""
+        drawn = {}
+        for key, scores in self.sweeps.items():
+            shares = {value: score.overall for value, score in scores.items()}
+            line: dict[float, Point] = {value: (share.value, *share.interval) for value, share in shares.items()}
+            title = f"score against {key} ({next(iter(shares.values())).total} pictures each)"
+            drawn[title] = curve({"score": line}, key, "share of right pictures")
+        if self.text_use is not None:
+            drawn["validation loss: is the text used?"] = curve(self.text_use.lines(), "time: 0 data, 1 noise", "loss")
+        return drawn
+
+
+def check_out(folder: Path) -> Path:
+    """The folder of a report, absolute; it may be new, empty, or hold a report that will be replaced.
 
     Raises:
-        ValueError: it holds other files, or is a file itself.
+        ValueError: it is a file, or holds anything that is not a report's.
+        OSError: nothing can be written there.
     """
-    if folder.is_dir() and any(folder.iterdir()) and not (folder / TEMPLATE).is_file():
-        raise ValueError(f"--out {folder} holds other files, which a report would replace; name a new folder")
+    folder = folder.expanduser().resolve()
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"--out {folder} is a file; name a folder")
+    if folder.is_dir():
+        held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
+        try:
+            ours = {*json.loads((folder / MANIFEST).read_text()), MANIFEST}
+        except (OSError, ValueError):
+            ours = set()
+        if (held and not {PAGE, FIGURES} <= ours) or held - ours:
+            raise ValueError(f"--out {folder} holds other files, which a report would replace; name a new folder")
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with TemporaryFile(dir=folder.parent):
+        pass  # a place that takes no file is noticed here, before anything is drawn
+    return folder
 
 
-def model_figures(folder: Path, sampling: SampleConfig, seed: int, precision: str) -> dict[str, Any]:
-    """What was scored and how it drew."""
-    digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()[:10]
-    drawn = {name: value for name, value in asdict(sampling).items() if name != "batch"}
-    return {"model": folder.resolve().name, "hash": digest, **drawn, "seed": seed, "precision": precision}
+def write_report(folder: Path, report: Report) -> None:
+    """Write the report into ``folder``, in place of one that is there, with all pictures as PNG under ``images/``."""
+    from jinja2 import Environment, select_autoescape  # which takes long to import
+
+    page = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
+    source = (files("ldm") / "assets" / PAGE).read_text(encoding="utf-8")
+    figures, pictures = report.figures(), report.marked.pictures
+    shown = [*_shown(figures["pictures"], pictures)]
+    with whole_folder(folder) as staged:
+        (staged / "images").mkdir()
+        for number, picture in enumerate(pictures):
+            Image.fromarray(picture).save(staged / "images" / f"{number:05d}.png")
+        (staged / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        text = page.from_string(source).render(shown=shown, curves=report.curves(), **figures)
+        (staged / PAGE).write_text(text, encoding="utf-8")
 
 
 def share_figures(share: Share) -> dict[str, Any]:
@@ -55,11 +133,14 @@ def share_figures(share: Share) -> dict[str, Any]:
 
 
 def score_figures(score: Score) -> dict[str, Any]:
-    """The score as plain numbers: overall, by category and by attribute, each with its 95 % interval."""
+    """The score as plain numbers. Attributes have no interval: those of one picture do not vary independently."""
     return {
         "overall": share_figures(score.overall),
         "categories": {name: share_figures(share) for name, share in score.categories.items()},
-        "attributes": {name: share_figures(share) for name, share in score.attributes.items()},
+        "attributes": {
+            name: {"right": share.hits, "of": share.total, "share": share.value}
+            for name, share in score.attributes.items()
+        },
     }
 
 
@@ -72,39 +153,6 @@ def describe(scene: Scene) -> str:
 def _name(thing: Object) -> str:
     color = "unclear colour" if thing.color == UNKNOWN else thing.color
     return f"{color}, unclear shape" if thing.shape == UNKNOWN else f"{thing.size} {color} {thing.shape}"
-
-
-def picture_figures(prompts: list[Prompt], marked: Marked) -> list[dict[str, Any]]:
-    """One entry for each picture, in order."""
-    return [
-        {
-            "category": prompt.category,
-            "prompt": prompt.text,
-            "right": verdict.right,
-            "wrong": [name for name, (hits, total) in verdict.attributes.items() if hits < total],
-            "read": describe(scene),
-        }
-        for prompt, verdict, scene in zip(prompts, marked.verdicts, marked.scenes, strict=True)
-    ]
-
-
-def write_report(folder: Path, figures: dict[str, Any], pictures: NDArray[np.uint8], curves: dict[str, str]) -> None:
-    """Write the report into ``folder``, in place of one that is there, with every picture as a PNG under ``images/``.
-
-    ``figures`` is what ``report.json`` holds, ``pictures`` (N, S, S, 3) those of its list, ``curves`` pictures in SVG
-    by their titles.
-    """
-    from jinja2 import Environment, select_autoescape  # which takes long to import
-
-    page = Environment(autoescape=select_autoescape(default=True), trim_blocks=True, lstrip_blocks=True)
-    source = (files("ldm") / "assets" / TEMPLATE).read_text()
-    shown = [*_shown(figures["pictures"], pictures)]
-    with whole_folder(folder) as staged:
-        (staged / "images").mkdir()
-        for number, picture in enumerate(pictures):
-            Image.fromarray(picture).save(staged / "images" / f"{number:05d}.png")
-        (staged / "report.json").write_text(json.dumps(figures, indent=1) + "\n")
-        (staged / TEMPLATE).write_text(page.from_string(source).render(shown=shown, curves=curves, **figures))
 
 
 def _shown(entries: list[dict[str, Any]], pictures: NDArray[np.uint8]) -> Iterator[dict[str, Any]]:

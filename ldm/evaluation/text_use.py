@@ -5,15 +5,17 @@ Legend: B batch, C H W latent, T bands of time.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from ldm.data.latents import Latents
 from ldm.diffusion.process import loss
 from ldm.diffusion.targets import TARGETS
 from ldm.pipeline import TextToImage
+from ldm.types import Condition
 
+BAND = "@"  # in the name of a figure that is a part of another: loss@0.06 is the loss around time 0.06
 BANDS = 8  # T: parts of equal length of the time from 0 to 1
 
 
@@ -22,7 +24,7 @@ class TextUse:
     """Mean losses in each band of time, by what the denoiser was told; band i goes from i / T to (i + 1) / T."""
 
     true: list[float]
-    shuffled: list[float]
+    shuffled: list[float] | None  # None where the captions do not differ
     empty: list[float]
 
     @property
@@ -31,50 +33,53 @@ class TextUse:
         return [(band + 0.5) / len(self.true) for band in range(len(self.true))]
 
     def figures(self) -> dict[str, float]:
-        """One number a caption kind ("loss", "loss_shuffled", "loss_empty"), and one a band ("loss@0.06", ...)."""
+        """Their means ("loss", "loss_shuffled", "loss_empty"), and one for each band ("loss@0.06", ...)."""
         named = {"loss": self.true, "loss_shuffled": self.shuffled, "loss_empty": self.empty}
-        means = {name: sum(each) / len(each) for name, each in named.items()}
-        bands = {f"{name}@{t:.2f}": x for name, each in named.items() for t, x in zip(self.times, each, strict=True)}
+        found = {name: each for name, each in named.items() if each is not None}
+        means = {name: sum(each) / len(each) for name, each in found.items()}
+        bands = {
+            f"{name}{BAND}{t:.2f}": x for name, each in found.items() for t, x in zip(self.times, each, strict=True)
+        }
         return {**means, **bands}
+
+    def lines(self) -> dict[str, dict[float, float]]:
+        """The losses by time, for a plot."""
+        named = {"true caption": self.true, "another's caption": self.shuffled, "no caption": self.empty}
+        return {name: dict(zip(self.times, each, strict=True)) for name, each in named.items() if each is not None}
 
 
 @torch.no_grad()
 def text_use(model: TextToImage, held_out: Sequence[Latents]) -> TextUse:
     """The losses of ``model`` on ``held_out``, each sample at one time, evenly spread, with noise that never changes.
 
-    Where the loss with the true caption is no lower than with another sample's, the text is not used; where it is
-    lower with none than with another's, a wrong caption misleads, which is what listening means.
+    Where the loss with the true caption is no lower than with another one, the text is not used; where it is lower
+    with none than with another, a wrong caption misleads, which is what listening means. The other caption is that of
+    the next sample of the batch whose caption differs.
     """
     network, target, null = model.denoiser, TARGETS[model.process.target], model.text([""]).to(model.device)
     generator = torch.Generator().manual_seed(0)
     bands = min(BANDS, len(held_out[0].latent))
-    sums, counts = torch.zeros(3, bands, dtype=torch.float64), torch.zeros(bands, dtype=torch.float64)
+    sums, counts = (torch.zeros(3, bands, dtype=torch.float64) for _ in range(2))
     for latent, cond in held_out:
         t = (torch.arange(len(latent)) + 0.5) / len(latent)  # (B,)
         noise = torch.randn(latent.shape, generator=generator).to(latent.device)
         band = (t * bands).long()  # (B,)
-        counts += band.bincount(minlength=bands)
-        others = torch.arange(len(latent)).roll(1).tolist()
-        for kind, told in enumerate((cond, cond[others], null.repeat(len(latent)))):
+        others, differs = _others(cond)
+        every = torch.ones(len(latent), dtype=torch.bool)
+        for kind, (told, counted) in enumerate(
+            ((cond, every), (cond[others], differs), (null.repeat(len(latent)), every))
+        ):
             each = loss(network, target, model.schedule, latent, told, t.to(latent.device), noise)  # (B,)
-            sums[kind].index_add_(0, band, each.double().cpu())
-    return TextUse(*(sums / counts).tolist())
+            sums[kind].index_add_(0, band[counted], each.double().cpu()[counted])
+            counts[kind] += band[counted].bincount(minlength=bands)
+    true, shuffled, empty = (sums / counts).tolist()
+    return TextUse(true, shuffled if bool((counts[1] > 0).all()) else None, empty)
 
 
-def draw_text_use(use: TextUse, picture: Path) -> None:
-    """Plot the loss against time with the true, another and no caption."""
-    import matplotlib
-
-    matplotlib.use("Agg")  # no screen is needed
-    from matplotlib import pyplot as plt
-
-    figure, axis = plt.subplots(figsize=(5.5, 3.5))
-    for values, label in ((use.true, "true caption"), (use.shuffled, "another's caption"), (use.empty, "no caption")):
-        axis.plot(use.times, values, "o-", markersize=4, label=label)
-    axis.set(xlabel="time: 0 data, 1 noise", ylabel="validation loss", title="does it use the text?")
-    axis.grid(alpha=0.3)
-    axis.legend()
-    figure.tight_layout()
-    picture.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(picture, dpi=110)
-    plt.close(figure)
+def _others(cond: Condition) -> tuple[list[int], Tensor]:
+    """For each row the next one whose text differs, and whether there is one (B,)."""
+    differs = (cond.pooled[:, None] - cond.pooled[None]).abs().amax(dim=-1).cpu() > 1e-6  # (B, B)
+    count = len(cond)
+    ahead = (torch.arange(count)[:, None] + torch.arange(count)) % count  # (B, B): row i counts up from i
+    first = differs.gather(1, ahead).int().argmax(dim=1)  # (B,), 0 where none differs
+    return [*map(int, ahead[torch.arange(count), first])], differs.any(dim=1)

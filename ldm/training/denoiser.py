@@ -14,7 +14,8 @@ from ldm.diffusion.process import drop_text, loss
 from ldm.diffusion.targets import TARGETS
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import Prompt
-from ldm.evaluation.text_use import TextUse, draw_text_use, text_use
+from ldm.evaluation.report import curve
+from ldm.evaluation.text_use import TextUse, text_use
 from ldm.pictures import grid
 from ldm.pipeline import TextToImage
 from ldm.training.optim import TrainConfig
@@ -52,6 +53,7 @@ class DenoiserTask:
         held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.prompts = held_out[0].captions[:NUM_PICTURES]
         self.held_out = [self._latents(batch) for batch in held_out]
+        self.use: TextUse | None = None  # of the last validation
         with torch.no_grad():
             self.null = model.text([""]).to(model.device)
 
@@ -71,18 +73,21 @@ class DenoiserTask:
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The mean loss with the true, another and no caption on held-out latents, overall and by band of time."""
-        return self._text_use(network).figures()
+        self.use = text_use(replace(self.model, denoiser=network), self.held_out)
+        return self.use.figures()
 
     def sample(self, network: nn.Module, picture: Path) -> None:
         """The first held-out captions, drawn with fixed seeds; the captions stand in a text file beside the picture.
 
-        A second picture shows the validation losses by time: whether the text is used.
+        A second picture shows the last validation's losses by time: whether the text is used.
         """
         drawn = replace(self.model, denoiser=network)
         images = torch.cat([image for image, _ in drawn(self.prompts, size=self._size(), seed=0)])
         grid(images, columns=4, path=picture)
         picture.with_suffix(".txt").write_text("\n".join(self.prompts) + "\n")
-        draw_text_use(self._text_use(network), picture.with_name(f"{picture.stem}-text-use.png"))
+        if self.use is not None:
+            svg = curve(self.use.lines(), "time: 0 data, 1 noise", "validation loss")
+            picture.with_name(f"{picture.stem}-text-use.svg").write_text(svg)
 
     def score(self, network: nn.Module) -> float | None:
         """The share of right pictures on the benchmark's prompts, None where there are none."""
@@ -98,9 +103,6 @@ class DenoiserTask:
         if isinstance(batch, Batch):
             return self.model.encode(batch)
         return Latents(batch.latent.to(self.model.device), batch.cond.to(self.model.device))
-
-    def _text_use(self, network: nn.Module) -> TextUse:
-        return text_use(replace(self.model, denoiser=network), self.held_out)
 
     def _size(self) -> tuple[int, int]:
         height, width = self.held_out[0].latent.shape[2:]

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-BAND = "@"  # in the name of a figure that is a part of another: val_loss@0.06 is the loss around time 0.06
+from ldm.evaluation.text_use import BAND
 
 
 class Log:

@@ -5,6 +5,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
+from functools import partial
 from math import inf
 from pathlib import Path
 from typing import Any, Protocol
@@ -14,9 +15,10 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm.evaluation.text_use import BAND
 from ldm.files import load_weights, read_tensors
 from ldm.training import checkpoint
-from ldm.training.log import BAND, Log, draw_curves, read
+from ldm.training.log import Log, draw_curves, read
 from ldm.training.optim import TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
 from ldm.training.signals import Signals
 
@@ -193,10 +195,10 @@ class Trainer:
         if score is None:
             return
         self._write({"score": score})
-        bar.write(f"{self.task.name} step {self.step}: score {score:.3f}, best before {self.best:.3f}")
-        if score > self.best:
+        bar.write(f"{self.task.name} step {self.step}: score {score:.3f}")
+        if score >= self.best:  # of equal scores the later: while all are 0 the first model is the worst
             self.best = score
-            self._quietly(self.task.export, best=True)
+            self._quietly(partial(self.task.export, best=True))
 
     def _save(self) -> None:
         if self.main:
@@ -242,13 +244,13 @@ class Trainer:
                     f"or begin anew with another out=, or by deleting {path.parent}"
                 )
 
-    def _quietly(self, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    def _quietly(self, call: Callable[..., Any], *args: Any) -> Any:
         """``call`` with the averaged network in evaluation mode and no gradients."""
         network = self.average.module if self.average is not None else self.network
         network.eval()
         try:
             with torch.no_grad():
-                return call(network, *args, **kwargs)
+                return call(network, *args)
         finally:
             network.train()
 

@@ -8,7 +8,7 @@ from ldm.data.latents import Latents
 from ldm.diffusion.process import ProcessConfig, loss
 from ldm.diffusion.schedules import CosineConfig
 from ldm.diffusion.targets import TARGETS
-from ldm.evaluation.text_use import BANDS, draw_text_use, text_use
+from ldm.evaluation.text_use import BANDS, text_use
 from ldm.pipeline import TextToImage
 from ldm.types import Condition
 
@@ -84,6 +84,17 @@ def test_batches_smaller_than_the_bands_are_measured_in_fewer_bands():
     assert len(use.true) == 3 and all(value > 0 for value in use.true)
 
 
-def test_the_picture_of_the_losses_is_written(held_out, tmp_path):
-    draw_text_use(text_use(model(Deaf()), held_out), tmp_path / "new" / "use.png")
-    assert (tmp_path / "new" / "use.png").stat().st_size > 5_000
+def test_a_caption_is_never_exchanged_for_an_equal_one():
+    latent = torch.randn(16, *SHAPE)
+    latent[1::2] = latent[::2]  # neighbours have the same caption
+    use = text_use(model(Listener()), [Latents(latent, condition(latent))])
+    assert min(use.shuffled) > 0.01
+
+
+@pytest.mark.parametrize("count", [1, 8])
+def test_where_all_captions_are_equal_nothing_is_said_of_another(count):
+    latent = torch.randn(1, *SHAPE).repeat(count, 1, 1, 1)
+    use = text_use(model(Listener()), [Latents(latent, condition(latent))])
+    assert use.shuffled is None
+    assert {name.partition("@")[0] for name in use.figures()} == {"loss", "loss_empty"}
+    assert use.lines().keys() == {"true caption", "no caption"}

@@ -1,10 +1,12 @@
 """The scripts as a user calls them: the whole chain, the options of txt2img.py, mistakes, and a run that is stopped."""
 
+import hashlib
 import io
 import json
 import os
 import re
 import runpy
+import shutil
 import signal
 import subprocess
 import sys
@@ -20,6 +22,7 @@ from conftest import TINY
 from PIL import Image
 
 from ldm.config import load
+from ldm.data.scene import TRAINED
 from ldm.evaluation.benchmark import true_pictures
 from ldm.evaluation.prompts import CATEGORIES, read_prompts
 from ldm.folders import load_model
@@ -266,8 +269,8 @@ def test_evaluating_a_model_writes_a_report_with_every_figure(evaluated):
     figures = evaluated.figures
     assert figures["score"]["overall"]["of"] == len(figures["pictures"]) == 20
     assert figures["score"]["categories"].keys() == figures["ceiling"]["categories"].keys() == {*CATEGORIES}
-    assert figures["sweeps"]["scale"].keys() == {"1.0", "3.0"}
-    assert figures["what"]["steps"] == 2 and figures["timing"]["seconds"] > 0
+    assert figures["sweeps"]["scale"].keys() == {"1", "3"}
+    assert figures["what"]["steps"] == 2 and figures["seconds_per_image"] > 0
     assert figures["text_use"].keys() == {"true", "shuffled", "empty"}
     assert len(list((evaluated.folder / "images").glob("*.png"))) == 20
     assert "20 pictures right" in evaluated.printed and str(evaluated.folder) in evaluated.printed
@@ -302,7 +305,10 @@ def test_pictures_of_another_program_are_scored(tmp_path):
         (["--prompts-per-category", 0], "0 prompts per category are too few"),
         (["--images", "data/sample", "--steps", 3], "leave out the model"),
         (["--images", "data/prompts.txt"], "data/prompts.txt is not a folder"),
-        (["--out", "tests"], "--out tests holds other files"),
+        (["--out", "tests"], "tests holds other files"),
+        (["--inception", "none.pth"], "--inception none.pth is not there"),
+        (["--prompts", "data/prompts.txt", "--prompts-per-category", 3], "leave out --prompts-per-category"),
+        (["--write-prompts", "README.md"], "README.md"),
         (["--prompts", "README.md"], "is no caption of the shapes world"),
     ],
 )
@@ -322,3 +328,52 @@ def test_general_metrics_are_tables_and_what_is_missing_is_noted(chain, tmp_path
     assert any("FID and KID left out" in note and "--inception" in note for note in figures["notes"])
     page = (tmp_path / "report" / "report.html").read_text()
     assert "clip_score of shuffled captions" in page and "--inception" in page
+
+
+def test_a_report_replaces_an_older_one_but_nothing_else(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a red star\na ring\n")
+    (tmp_path / "drawn").mkdir()
+    for number, picture in enumerate(true_pictures(read_prompts(prompts))):
+        Image.fromarray(picture).save(tmp_path / "drawn" / f"{number}.png")
+    command = ("evaluate.py", "--images", tmp_path / "drawn", "--prompts", prompts, "--out", tmp_path / "report")
+    assert [call(*command)[0] for _ in range(2)] == [0, 0]
+    (tmp_path / "report" / "notes.txt").write_text("mine")
+    assert_one_line(call(*command), "holds other files")
+    assert (tmp_path / "report" / "notes.txt").read_text() == "mine"
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "report.html").write_text("of another program")
+    assert_one_line(call(*command[:-1], tmp_path / "other"), "holds other files")
+
+
+def test_numbers_in_the_names_of_pictures_count_as_numbers(tmp_path):
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("".join(f"a {color} {shape}\n" for shape, color in TRAINED[:12]))
+    (tmp_path / "drawn").mkdir()
+    for number, picture in enumerate(true_pictures(read_prompts(prompts))):
+        Image.fromarray(picture).save(tmp_path / "drawn" / f"picture {number}.png")
+    options = ("--images", tmp_path / "drawn", "--prompts", prompts, "--out", tmp_path / "report")
+    status, printed, errors = call("evaluate.py", *options)
+    assert status == 0, errors
+    assert "100.0 % of 12 pictures right" in printed
+
+
+def test_compressed_pictures_are_refused(tmp_path):
+    (tmp_path / "0.jpg").write_bytes(b"")
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("a ring\n")
+    options = ("--images", tmp_path, "--prompts", prompts, "--out", tmp_path / "report")
+    assert_one_line(call("evaluate.py", *options), "save PNG files")
+
+
+def test_a_model_of_a_smaller_world_is_scored_on_that_too(chain, tmp_path):
+    model = tmp_path / "run" / "model"
+    shutil.copytree(chain.model, model)
+    config = (model / "config.yaml").read_text().replace("max_objects: 4", "max_objects: 1")
+    manifest = json.loads((model / "manifest.json").read_text())
+    (model / "config.yaml").write_text(config)
+    manifest["config.yaml"] = hashlib.sha256(config.encode()).hexdigest()
+    (model / "manifest.json").write_text(json.dumps(manifest))
+    status, printed, errors = call("evaluate.py", model, "--prompts-per-category", 1, "--out", tmp_path / "report")
+    assert status == 0, errors
+    assert "training pictures can show what" in printed and " of the 10 prompts say" in printed

@@ -9,7 +9,7 @@ import torch
 from ldm.config import load
 from ldm.data.latents import StaleCache
 from ldm.data.loader import first_batches
-from ldm.evaluation.prompts import CATEGORIES
+from ldm.evaluation.prompts import CATEGORIES, prompt_set
 from ldm.files import BrokenFile, read_tensors
 from ldm.folders import load_model
 from ldm.run import Run
@@ -270,3 +270,28 @@ def test_a_base_model_of_another_shape_is_refused(trained, tmp_path, tiny):
     run = load(Run, None, [*tiny, f"base={trained.out}/model", f"out={tmp_path}", "denoiser.depth=2"])
     with pytest.raises(ValueError, match="denoiser.safetensors"):
         train_ldm(run, CPU)
+
+
+def test_a_base_model_of_other_latents_is_refused(trained, tmp_path, tiny):
+    other = load(Run, None, [*tiny, f"out={tmp_path}", "train_autoencoder.seed=1", f"base={trained.out}/model"])
+    train_autoencoder(other, CPU)
+    with pytest.raises(ValueError, match="has another autoencoder: its denoiser knows other latents"):
+        train_ldm(other, CPU)
+
+
+def test_a_resumed_run_needs_its_base_no_more(trained, tmp_path, tiny):
+    base = tmp_path / "base"
+    shutil.copytree(Path(trained.out, "model"), base)
+    for stage in ("autoencoder", "text", "cache"):
+        shutil.copytree(Path(trained.out, stage), tmp_path / "run" / stage)
+    common = [*tiny, "cache.use=always", f"base={base}", f"out={tmp_path / 'run'}"]
+    train_ldm(load(Run, None, [*common, "train_ldm.steps=2"]), CPU)
+    shutil.rmtree(base)
+    train_ldm(load(Run, None, common), CPU)
+
+
+def test_the_prompts_that_choose_the_best_model_are_not_those_of_the_benchmark(tiny):
+    config = ["train_ldm.score_every=2", "train_ldm.score_prompts=500"]
+    chosen = [prompt.text for prompt in scored_prompts(load(Run, None, [*tiny, *config]))]
+    judged = [prompt.text for prompt in prompt_set(50)]
+    assert sum(a == b for a, b in zip(chosen, judged, strict=True)) < 100

@@ -1,0 +1,115 @@
+"""One evaluation put together: a model, or the pictures of another program, scored and measured into a ``Report``."""
+
+import time
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from tqdm import tqdm
+
+from ldm.data.loader import first_batches
+from ldm.data.shapes import ShapesConfig
+from ldm.evaluation.benchmark import Pictures, ceiling, drawn_by, floor, mark, true_pictures
+from ldm.evaluation.general import Sources, general
+from ldm.evaluation.prompts import Prompt
+from ldm.evaluation.report import Report
+from ldm.evaluation.score import tally
+from ldm.evaluation.text_use import text_use
+from ldm.pipeline import TextToImage
+from ldm.run import Run
+
+TEXT_USE_SAMPLES = 512  # held-out captions and pictures
+
+
+@dataclass(frozen=True)
+class Drawer:
+    """Draws prompts with ``model``, picture i from ``seed`` + i, with a progress bar."""
+
+    model: TextToImage
+    seed: int = 0
+    precision: str = "fp32"
+
+    def __call__(self, prompts: list[Prompt], title: str, **settings: Any) -> Pictures:
+        """The pictures (N, S, S, 3); ``settings`` take the place of the model's own, as scale=2."""
+        sampling = replace(self.model.sampling, **settings)
+        with tqdm(total=len(prompts) * sampling.steps, desc=title, unit="step", dynamic_ncols=True) as bar:
+            return drawn_by(
+                self.model,
+                prompts,
+                sampling=sampling,
+                seed=self.seed,
+                precision=self.precision,
+                progress=bar.update,
+            )
+
+
+def score_pictures(prompts: list[Prompt], pictures: Pictures, what: dict[str, Any]) -> Report:
+    """The report of pictures (N, S, S, 3), whoever drew them; ``what`` says whose they are."""
+    marked = mark(prompts, pictures)
+    return Report(what, prompts, marked, floor(prompts, marked.scenes))
+
+
+def score_model(draw: Drawer, run: Run, prompts: list[Prompt], what: dict[str, Any]) -> Report:
+    """The report of what a model draws for the prompts, with its autoencoder's ceiling; ``run`` is its own."""
+    began = time.perf_counter()
+    pictures = draw(prompts, "drawing")
+    seconds = time.perf_counter() - began
+    report = score_pictures(prompts, pictures, what)
+    return replace(
+        report,
+        ceiling=ceiling(prompts, draw.model.autoencoder, pictures.shape[1]),
+        seconds_per_image=seconds / len(prompts),
+        device=_device(draw.model.device),
+        notes=_beyond_its_world(run, report),
+    )
+
+
+def with_sweeps(report: Report, draw: Drawer, prompts: list[Prompt], sweeps: dict[str, list[float]]) -> Report:
+    """The report with a score on ``prompts`` for each value of each setting that is swept."""
+    scores = {
+        key: {value: mark(prompts, draw(prompts, f"{key} {value:g}", **{key: value})).score for value in sorted(values)}
+        for key, values in sweeps.items()
+    }
+    return replace(report, sweeps=scores)
+
+
+def with_text_use(report: Report, model: TextToImage, run: Run) -> Report:
+    """The report with the validation losses by caption, where the run's own data is at hand."""
+    try:
+        batches = first_batches(run.data.build("val"), model.sampling.batch, TEXT_USE_SAMPLES)
+        held_out = [model.encode(batch) for batch in tqdm(batches, desc="held-out data", unit="batch")]
+    except (ValueError, OSError) as error:
+        note = f"Whether the text is used was left out: the model's own data is not here ({error})."
+        return replace(report, notes=[*report.notes, note])
+    return replace(report, text_use=text_use(model, held_out))
+
+
+def with_general(
+    report: Report, sources: Sources, *, reference: Pictures | None = None, model: TextToImage | None = None
+) -> Report:
+    """The report with tables of the general metrics; ``reference`` is true pictures of the prompts if left out."""
+    pictures = report.marked.pictures
+    if reference is None:
+        reference = true_pictures(report.prompts, pictures.shape[1])
+    captions = [prompt.text for prompt in report.prompts]
+    tables, notes = general(pictures, captions, reference=reference, sources=sources, model=model)
+    return replace(report, tables=tables, notes=[*report.notes, *notes])
+
+
+def _beyond_its_world(run: Run, report: Report) -> list[str]:
+    """A note where the model was trained on less than the benchmark asks for, or on something else."""
+    if not isinstance(run.data, ShapesConfig):
+        return ["The model was not trained on the shapes world: the score says nothing of it."]
+    pairs = zip(report.prompts, report.marked.verdicts, strict=True)
+    held = [(prompt, verdict) for prompt, verdict in pairs if run.data.holds(prompt.statement)]
+    if len(held) == len(report.prompts):
+        return []
+    own = tally([prompt for prompt, _ in held], [verdict for _, verdict in held]).overall
+    return [
+        f"The model's own training pictures can show what {len(held)} of the {len(report.prompts)} prompts say; "
+        f"of these {100 * own.value:.1f} % are right."
+    ]
+
+
+def _device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"{torch.get_num_threads()} CPU threads"
