@@ -19,7 +19,7 @@ MIN_EPS_SIGNAL = 1e-3  # alpha(1) below which x0 cannot be told from a predicted
 @dataclass
 class Run:
     out: str = "runs/shapes"  # folder of everything that the run writes
-    base: str = ""  # model folder whose denoiser the training starts from, and whose other parts fill missing stages
+    base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     data: Any = choice(DATASETS, "shapes", length=50_000)
     autoencoder: AutoencoderConfig = section(
         AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"

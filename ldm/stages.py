@@ -56,6 +56,11 @@ def train_autoencoder(run: Run, device: torch.device) -> Path:
     config, folder = run.train_autoencoder, Path(run.out) / "autoencoder"
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
+    if run.base and not saved(_training(run, AutoencoderTask.name) / "state"):
+        if _network(load(Run, Path(run.base) / CONFIG), "autoencoder") != _network(run, "autoencoder"):
+            raise ValueError(f"base {run.base} has an autoencoder of other settings; use its own, or leave base out")
+        load_weights(network, Path(run.base) / "autoencoder" / "autoencoder.safetensors")
+        print(f"the autoencoder starts from {run.base}")
     data = run.data.build("train"), run.data.build("val")
     task = AutoencoderTask(network, run.reconstruction, *data, config, lambda net: save_autoencoder(net, run, folder))
     _train(task, config, run, device, {"norm": run.autoencoder.norm})  # weights of either norm would load

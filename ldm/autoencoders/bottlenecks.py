@@ -3,6 +3,7 @@
 Legend: B batch, C latent channels, H W latent size.
 """
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,18 +21,18 @@ class Code(NamedTuple):
     logs: dict[str, Tensor]
 
 
-class Bottleneck(nn.Module):
+class Bottleneck(nn.Module, ABC):
     """Features of the encoder in, a latent out."""
 
     features: int  # channels that the encoder must give
 
+    @abstractmethod
     def forward(self, h: Tensor, pixels: int) -> Code:
         """The code of ``h`` (B, features, H, W); ``pixels`` is the number of values in one image, 3 H W."""
-        raise NotImplementedError
 
+    @abstractmethod
     def mode(self, h: Tensor) -> Tensor:
         """The latent (B, C, H, W) without any draw."""
-        raise NotImplementedError
 
     def spread(self, h: Tensor) -> Tensor:
         """The variance (B, C, H, W) of what ``forward`` draws around ``mode``: none where it draws nothing."""

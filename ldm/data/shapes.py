@@ -9,6 +9,7 @@ import torch
 from ldm.data.captions import caption
 from ldm.data.draw import draw
 from ldm.data.scene import MAX_OBJECTS, SIZES, Scene, Statement, draw_scene, draw_statement
+from ldm.data.transforms import from_bytes
 from ldm.types import Key, Sample
 
 SPLITS = {"train": 0, "val": 1}
@@ -61,7 +62,7 @@ class Shapes:
         """The picture and caption at ``key.index``; the same in every epoch."""
         scene, text, _ = self.scene(key.index)
         pixels = torch.from_numpy(draw(scene, self.config.size))  # (S, S, 3)
-        return Sample(pixels.permute(2, 0, 1).float() / 127.5 - 1, text)
+        return Sample(from_bytes(pixels.permute(2, 0, 1)), text)
 
     def scene(self, index: int) -> tuple[Scene, str, Statement]:
         """What is drawn at ``index``, its caption, and what the caption states."""

@@ -69,7 +69,12 @@ def read_image(source: Path | bytes) -> Image.Image:
 def to_tensor(image: Image.Image | np.ndarray[Any, np.dtype[np.uint8]]) -> Tensor:
     """An 8-bit RGB picture (H, W, 3) as float32 (3, H, W) in [-1, 1]."""
     pixels = torch.from_numpy(np.array(image))  # (H, W, 3)
-    return rearrange(pixels, "h w c -> c h w").contiguous().float() / 127.5 - 1
+    return from_bytes(rearrange(pixels, "h w c -> c h w").contiguous())
+
+
+def from_bytes(pixels: Tensor) -> Tensor:
+    """uint8 values of any shape as float32 in [-1, 1]; ``to_bytes`` gives them back."""
+    return pixels.float() / 127.5 - 1
 
 
 def to_bytes(x: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:

@@ -93,9 +93,9 @@ class SelfAttention(nn.Module):
         self.k_norm = RMSNorm(width // heads) if qk_norm else nn.Identity()
         self.out = nn.Linear(width, width)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
         q, k, v = rearrange(self.qkv(x), "b n (three h d) -> three b h n d", three=3, h=self.heads)  # 3 (B, h, N, d)
-        x = attention(self.q_norm(q), self.k_norm(k), v, backend=self.backend)  # (B, h, N, d)
+        x = attention(self.q_norm(q), self.k_norm(k), v, mask, self.backend)  # (B, h, N, d)
         return self.out(rearrange(x, "b h n d -> b n (h d)"))  # (B, N, D)
 
 

@@ -27,6 +27,7 @@ class DiTConfig:
     patch: int = 1  # side of the square of latent pixels that makes one token
     width: int = 256  # channels of a token
     depth: int = 8  # blocks
+    text_depth: int = 0  # transformer blocks over the text, trained with the network, before the image attends to it
     heads: int = 4  # attention heads per block
     mlp_ratio: float = 4.0  # hidden width of the MLP / width
     qk_norm: bool = True  # RMSNorm of queries and keys: bounds the logits, so that bfloat16 training stays stable
@@ -37,6 +38,8 @@ class DiTConfig:
         for name in ("patch", "width", "depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not positive; use at least 1")
+        if self.text_depth < 0:
+            raise ValueError(f"text_depth {self.text_depth} is negative; use 0 for none")
         if self.mlp_ratio <= 0:
             raise ValueError(f"mlp_ratio {self.mlp_ratio} is not positive; the usual ratio is 4")
         if self.width % self.heads:
@@ -126,12 +129,16 @@ class DiT(nn.Module):
             config.width,
             text_width=text_width,
             pooled_width=pooled_width,
+            depth=config.text_depth,
             norm=True,
             bias=True,
             qk_norm=config.qk_norm,
+            backend=config.attention,
         )
         self.embed.apply(xavier)
-        self.prepare.apply(xavier)
+        for part in self.prepare.children():
+            if part is not self.prepare.refiner:  # which begins as the identity
+                part.apply(xavier)
         for linear in (self.time.linear1, self.time.linear2):
             nn.init.normal_(linear.weight, std=0.02)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.denoisers.attention import CrossAttention, KeysValues
+from ldm.denoisers.refiner import TextRefiner
 from ldm.types import Condition
 
 
@@ -52,6 +53,7 @@ class TextEmbedding(nn.Module):
 
     ``crosses`` are the network's cross-attentions in order of use. The pooled text is normalised and projected to
     ``width``; ``pooled_width`` 0 leaves it out. ``norm`` normalises the tokens too, so that any scale of them serves.
+    ``depth`` blocks of a ``TextRefiner`` come before all but the pooled text.
     """
 
     def __init__(
@@ -61,11 +63,14 @@ class TextEmbedding(nn.Module):
         *,
         text_width: int,
         pooled_width: int,
+        depth: int,
         norm: bool,
         bias: bool,
         qk_norm: bool,
+        backend: str,
     ) -> None:
         super().__init__()
+        self.refiner = TextRefiner(text_width, depth, backend)
         self.norm = nn.LayerNorm(text_width) if norm else nn.Identity()
         self.keys_values = nn.ModuleList(
             KeysValues(text_width, cross.width, cross.heads, bias=bias, qk_norm=qk_norm) for cross in crosses
@@ -75,10 +80,11 @@ class TextEmbedding(nn.Module):
         )
 
     def forward(self, cond: Condition) -> Prepared:
-        tokens = self.norm(cond.tokens)  # (B, L, T)
+        mask = cond.mask[:, None, None, :]  # (B, 1, 1, L)
+        tokens = self.norm(self.refiner(cond.tokens, mask))  # (B, L, T)
         keys_values = [layer(tokens) for layer in self.keys_values]  # 2 (B, h, L, d) each
         pooled = self.pooled(cond.pooled) if self.pooled is not None else None  # (B, D)
-        return Prepared(keys_values, cond.mask[:, None, None, :], pooled)
+        return Prepared(keys_values, mask, pooled)
 
 
 @lru_cache(maxsize=64)

@@ -34,6 +34,7 @@ class UNetConfig:
         default_factory=lambda: [0, 1]
     )  # levels with transformers; the middle has one too
     transformer_depth: int = 1  # transformer blocks after each residual block
+    text_depth: int = 0  # transformer blocks over the text, trained with the network, before the image attends to it
     heads: int = 4  # attention heads at every level
     scale_shift: bool = False  # the time scales and shifts the second norm (ADM) instead of being added (LDM)
     position: bool = False  # sines and cosines of each place are added to the input; else padding alone tells places
@@ -45,6 +46,8 @@ class UNetConfig:
         for name in ("width", "blocks", "transformer_depth", "heads"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not positive; use at least 1")
+        if self.text_depth < 0:
+            raise ValueError(f"text_depth {self.text_depth} is negative; use 0 for none")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers {self.multipliers} must hold a positive number per level; try [1, 2]")
         levels = len(self.multipliers)
@@ -229,9 +232,11 @@ class UNet(nn.Module):
             4 * config.width,
             text_width=text_width,
             pooled_width=pooled_width,
+            depth=config.text_depth,
             norm=False,
             bias=False,
             qk_norm=False,
+            backend=config.attention,
         )
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | Prepared) -> Tensor:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Gaussian, gaussian_kl
-from ldm.data.transforms import to_bytes
+from ldm.data.transforms import from_bytes, to_bytes
 from ldm.evaluation.benchmark import AT_ONCE, Pictures
 from ldm.evaluation.distances import distances, features
 from ldm.evaluation.reconstruction import psnr, ssim
@@ -121,7 +121,7 @@ OWN_FIGURES: dict[type[Bottleneck], Callable[[Any, Iterable[Tensor]], Figures]] 
 def _images(pictures: Pictures, batch: int, device: torch.device) -> Iterator[Tensor]:
     """Batches (B, 3, S, S) in [-1, 1]."""
     for part in torch.from_numpy(pictures).permute(0, 3, 1, 2).split(batch):
-        yield part.to(device).float() / 127.5 - 1
+        yield from_bytes(part.to(device))
 
 
 def _timed(call: Callable[[Tensor], Tensor], x: Tensor) -> tuple[Tensor, float]:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ldm.autoencoders import Autoencoder
 from ldm.data.draw import draw
 from ldm.data.scene import HELD_OUT, TRAINED, Scene, draw_scene
-from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, read_image, to_bytes
+from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, from_bytes, read_image, to_bytes
 from ldm.evaluation.prompts import SEED, STREAM, Prompt
 from ldm.evaluation.reader import read
 from ldm.evaluation.score import Score, Verdict, judge, tally
@@ -78,7 +78,7 @@ def true_pictures(prompts: list[Prompt], size: int = 64, seed: int = SEED) -> Pi
 def through(autoencoder: Autoencoder, pictures: Pictures) -> Pictures:
     """The pictures (N, S, S, 3) encoded and decoded."""
     device = autoencoder.mean.device
-    images = torch.from_numpy(pictures).permute(0, 3, 1, 2).float() / 127.5 - 1  # (N, 3, S, S)
+    images = from_bytes(torch.from_numpy(pictures).permute(0, 3, 1, 2))  # (N, 3, S, S)
     decoded = [autoencoder.decode(autoencoder.encode(part.to(device))) for part in images.split(AT_ONCE)]
     return to_bytes(torch.cat(decoded))
 

@@ -52,10 +52,12 @@ def general(
 
     inception = attempt("FID and KID", lambda: Inception(sources.inception).eval().to(device))
     if inception is not None:
-        tables["FID and KID"] = distances(features(pictures, inception), features(reference, inception))
-    clip = attempt("CLIP score", lambda: _clip(sources, device))
-    if clip is not None:
-        tables["CLIP score"] = _clip_score(clip, pictures, captions)
+        distance = attempt(
+            "FID and KID", lambda: distances(features(pictures, inception), features(reference, inception))
+        )
+        tables |= {"FID and KID": distance} if distance else {}
+    score = attempt("CLIP score", lambda: _clip_score(_clip(sources, device), pictures, captions))
+    tables |= {"CLIP score": score} if score else {}
     if model is not None:
         lpips = attempt("LPIPS", lambda: Lpips(sources.lpips).eval().to(device))
         found = attempt(

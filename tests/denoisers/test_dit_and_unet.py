@@ -12,8 +12,8 @@ from ldm.denoisers.unet import UNetConfig, group_norm
 from ldm.types import Condition
 
 TINY = {
-    "unet": UNetConfig(width=16, multipliers=[1, 2], blocks=1, attention_levels=[1], heads=2),
-    "dit": DiTConfig(width=32, depth=2, heads=2),
+    "unet": UNetConfig(width=16, multipliers=[1, 2], blocks=1, attention_levels=[1], heads=2, text_depth=1),
+    "dit": DiTConfig(width=32, depth=2, heads=2, text_depth=1),
 }
 CONFIGS = {name: TINY.get(name, kind()) for name, kind in DENOISERS.items()}
 CHANNELS, TEXT_WIDTH, POOLED_WIDTH = 3, 10, 6
@@ -82,6 +82,23 @@ def test_padding_tokens_do_not_change_the_output(name: str, backend: str) -> Non
 
 
 @every_network
+def test_blocks_over_the_text_begin_as_the_identity_and_learn(name: str) -> None:
+    x, t, cond = draw()
+    plain, refined = build(name, text_depth=0), build(name, text_depth=2, awake=False)
+    refined.load_state_dict(plain.state_dict(), strict=False)
+    assert torch.equal(refined(x, t, cond), plain(x, t, cond))
+    loss_of(refined, x, t, cond).backward()
+    last = refined.prepare.refiner.blocks[-1]
+    assert last.attention.out.weight.grad.abs().max() > 0 and last.mlp[-1].weight.grad.abs().max() > 0
+
+
+@every_network
+def test_refuses_a_negative_number_of_blocks_over_the_text(name: str) -> None:
+    with pytest.raises(ValueError, match="text_depth -1 is negative"):
+        replace(CONFIGS[name], text_depth=-1)
+
+
+@every_network
 def test_rows_of_a_batch_do_not_mix(name: str) -> None:
     net = build(name)
     x, t, cond = draw()
@@ -120,11 +137,11 @@ def test_autocast_returns_float32_and_a_bfloat16_network_bfloat16(name: str) -> 
 
 
 @every_network
-def test_gradients_reach_every_parameter_within_three_steps(name: str) -> None:
+def test_gradients_reach_every_parameter_within_four_steps(name: str) -> None:
     net = build(name, awake=False)
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1)
     missing = {key for key, _ in net.named_parameters()}
-    for _ in range(3):  # the zeroed ends of branches let the gradient through one after another
+    for _ in range(4):  # the zeroed ends of branches let the gradient through one after another
         optimizer.zero_grad()
         loss_of(net, *draw()).backward()
         optimizer.step()
