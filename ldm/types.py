@@ -117,13 +117,25 @@ class Schedule(Protocol):
         ...
 
 
+class Grid(list[Level]):
+    """The levels that a sampler visits, from noise to exactly (0, 1, 0), and the schedule that has more between them."""
+
+    def __init__(self, levels: Iterable[Level], schedule: Schedule) -> None:
+        super().__init__(levels)
+        self.schedule = schedule
+
+    def at(self, nsr: float) -> Level:
+        """The schedule's level whose noise-to-signal ratio is ``nsr``: for samplers that look between two levels."""
+        return self.schedule.level(self.schedule.t_at(nsr))
+
+
 Target = Callable[[Level], tuple[Scalar, Scalar]]  # (a, b) of the regressed F = a x0 + b noise
 Denoise = Callable[[Tensor, Level], Prediction]
 Noise = Callable[[], Tensor]  # a fresh standard normal draw of x's shape
 
 
 class Sampler(Protocol):
-    def __call__(self, denoise: Denoise, x: Tensor, grid: list[Level], noise: Noise) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         """Clean x from noised ``x`` at ``grid[0]``; ``grid`` ends at exactly (0, 1, 0)."""
         ...
 

@@ -7,7 +7,7 @@ from math import sqrt
 from torch import Tensor
 
 from ldm.samplers.step import move
-from ldm.types import Denoise, Level, Noise
+from ldm.types import Denoise, Grid, Level, Noise
 
 
 @dataclass
@@ -20,7 +20,7 @@ class DDIMConfig:
         if not 0 <= self.eta <= 1:
             raise ValueError(f"eta {self.eta} is not in [0, 1]; 0 is DDIM and 1 is DDPM")
 
-    def __call__(self, denoise: Denoise, x: Tensor, grid: list[Level], noise: Noise) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         return ddim(denoise, x, grid, noise, eta=self.eta)
 
 
@@ -28,11 +28,11 @@ class DDIMConfig:
 class DDPMConfig:
     """Ho et al. 2020, arXiv:2006.11239, alg. 2, with the posterior's variance."""
 
-    def __call__(self, denoise: Denoise, x: Tensor, grid: list[Level], noise: Noise) -> Tensor:
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         return ddim(denoise, x, grid, noise, eta=1.0)
 
 
-def ddim(denoise: Denoise, x: Tensor, grid: list[Level], noise: Noise, *, eta: float = 0.0) -> Tensor:
+def ddim(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, *, eta: float = 0.0) -> Tensor:
     """Clean x (B, C, H, W) from ``x`` at ``grid[0]`` (Song et al. 2021, arXiv:2010.02502, eq. 12).
 
     Of the variance at the next level, eta^2 times that of DDPM's posterior (eq. 16) is drawn anew; the rest is moved

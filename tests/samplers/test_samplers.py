@@ -11,7 +11,7 @@ from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.targets import TARGETS, to_x0
 from ldm.samplers import SAMPLERS, ImageNoise
 from ldm.samplers.ddim import ddim
-from ldm.types import Prediction
+from ldm.types import Grid, Prediction
 
 SCHEDULE = SCHEDULES["linear"]().build()
 MEAN, STD = 0.6, 0.5
@@ -31,7 +31,7 @@ def test_ddim_with_eta_one_is_the_ddpm_posterior():
     bar, previous = now.alpha**2, to.alpha**2
     mean = sqrt(previous) * beta / (1 - bar) * x0 + sqrt(1 - beta) * (1 - previous) / (1 - bar) * x  # eq. 7
     std = sqrt((1 - previous) / (1 - bar) * beta)
-    got = ddim(lambda *_: Prediction(x0), x, [now, to], lambda: noise, eta=1.0)
+    got = ddim(lambda *_: Prediction(x0), x, Grid([now, to], SCHEDULE), lambda: noise, eta=1.0)
     torch.testing.assert_close(got, mean + std * noise)
 
 
