@@ -118,7 +118,7 @@ class Schedule(Protocol):
 
 
 class Grid(list[Level]):
-    """The levels that a sampler visits, from noise to exactly (0, 1, 0), and the schedule that has more between them."""
+    """The levels that a sampler visits, from noise to exactly (0, 1, 0), and the schedule with all between them."""
 
     def __init__(self, levels: Iterable[Level], schedule: Schedule) -> None:
         super().__init__(levels)
