@@ -5,17 +5,23 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 import torch
 
 from ldm.config import load, to_yaml
-from ldm.pipeline import DTYPES, SampleConfig
+from ldm.pipeline import DTYPES
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ...; the GPU if there is one when left out"
+SHORT = {  # options of their own for what is asked for most
+    "sampler": "sampler",
+    "steps": "sample.steps",
+    "scale": "guidance.scale",
+    "eta": "sampler.eta",
+    "batch": "sample.batch",
+}
 EXAMPLES = """
 values of the configuration are set by key=value after the options:
   python scripts/{script} train_{stage}.steps=2000 train_{stage}.batch=32 out=runs/mine
@@ -25,28 +31,28 @@ values of the configuration are set by key=value after the options:
 
 
 def add_sampling(parser: Any) -> None:
-    """Options of how images are drawn; each is None where it is left out, and the model's own setting counts."""
+    """Options of how images are drawn; what is left out is as the model has it."""
+    parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="see docs/samplers.md")
+    parser.add_argument("--steps", "--ddim_steps", "--num_inference_steps", help="noise levels that it visits")
+    parser.add_argument("--scale", "--guidance_scale", help="classifier-free guidance; 1 is none")
+    parser.add_argument("--eta", "--ddim_eta", help="noise of a sampler that has it, ddim: 0 none, 1 as ddpm")
+    parser.add_argument("--batch", help="images drawn at once; does not change them")
     parser.add_argument(
-        "--sampler", choices=sorted(SAMPLERS), help="ddpm draws noise in every step, ddim only with --eta"
+        "--set",
+        action="extend",
+        nargs="+",
+        default=[],
+        metavar="KEY=VALUE",
+        help="any setting of sampler, grid and guidance: grid=karras guidance.interval=[0.2,0.8]",
     )
-    parser.add_argument("--steps", "--ddim_steps", "--num_inference_steps", type=int, help="denoising steps")
-    parser.add_argument("--scale", "--guidance_scale", type=float, help="classifier-free guidance; 1 is none")
-    parser.add_argument("--eta", "--ddim_eta", type=float, help="noise of ddim: 0 none, 1 as ddpm")
-    parser.add_argument("--batch", type=int, help="images drawn at once; does not change them")
     parser.add_argument("--device", default="", help=DEVICE_HELP)
     parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; fp32 if left out")
 
 
-def given_sampling(args: argparse.Namespace) -> dict[str, Any]:
-    """What of ``SampleConfig`` the options settle, checked.
-
-    Raises:
-        ValueError: no model could draw so.
-    """
-    given = {name: getattr(args, name) for name in ("sampler", "steps", "scale", "eta", "batch")}
-    given = {name: value for name, value in given.items() if value is not None}
-    replace(SampleConfig(), **given)
-    return given
+def given_sampling(args: argparse.Namespace) -> list[str]:
+    """What of a ``Sampling`` the options settle, as overrides of it."""
+    given = [f"{key}={getattr(args, name)}" for name, key in SHORT.items() if getattr(args, name) is not None]
+    return [*given, *args.set]
 
 
 def run_script(stage: str, script: str, description: str, call: Callable[[Run, torch.device], object]) -> None:

@@ -5,7 +5,8 @@ and written ``{name: dit, width: 512}``; the table maps the name to a dataclass,
 configuration from a stranger cannot run code. Everything is checked before anything is built.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from copy import deepcopy
 from dataclasses import asdict, field, fields, is_dataclass
 from difflib import get_close_matches
 from pathlib import Path
@@ -62,22 +63,27 @@ def name_in(table: Table, value: Any) -> str:
     return next(name for name, kind in table.items() if type(value) is kind)
 
 
-def load(kind: type[T], path: str | Path | None = None, overrides: list[str] | tuple[str, ...] = ()) -> T:
+def load(kind: type[T], path: str | Path | None = None, overrides: Sequence[str] = ()) -> T:
     """A ``kind`` filled from its defaults, the YAML file at ``path`` and ``key=value`` overrides, fully checked.
 
     A section that the file names starts from its class's defaults and not from those of ``kind``, so that a file says
     all that is special about its run.
     """
     given = _read(Path(path)) if path is not None else {}
-    named = tuple(given)
-    for override in sorted(overrides, key=lambda text: not _names_a_part(text)):  # a name would drop keys before it
-        _override(given, override)
-    return from_dict(kind, given, fresh=named)
+    return from_dict(kind, _overridden(given, overrides), fresh=tuple(given))
 
 
-def from_dict(kind: type[T], given: dict[str, Any], *, fresh: tuple[str, ...] = ()) -> T:
-    """A ``kind`` from nested plain values, every section checked; sections in ``fresh`` start from their class."""
-    defaults: Any = kind()
+def update(base: T, overrides: Sequence[str]) -> T:
+    """``base`` with ``key=value`` overrides laid over it, fully checked."""
+    return from_dict(type(base), _overridden({}, overrides), base=base)
+
+
+def from_dict(kind: type[T], given: dict[str, Any], *, base: T | None = None, fresh: tuple[str, ...] = ()) -> T:
+    """A ``kind`` from nested plain values, every section checked; what they leave out is that of ``base``.
+
+    Without a base it is ``kind``'s own defaults. Sections in ``fresh`` start from their class's instead.
+    """
+    defaults: Any = kind() if base is None else base
     known = {f.name: f for f in fields(defaults)}
     _refuse_interpolation(given)
     sections: dict[str, Any] = {}
@@ -92,8 +98,8 @@ def from_dict(kind: type[T], given: dict[str, Any], *, fresh: tuple[str, ...] = 
         elif is_dataclass(default):
             if not isinstance(node, dict):
                 raise ConfigError(f"{key}: a section of keys is wanted here, not {node!r}")
-            base: Any = default
-            sections[key] = _typed(type(base)() if key in fresh else base, node, key)
+            start: Any = default
+            sections[key] = _typed(type(start)() if key in fresh else start, node, key)
         else:
             plain[key] = node
     hints = get_type_hints(kind)
@@ -133,6 +139,14 @@ def _read(path: Path) -> dict[str, Any]:
     if not isinstance(given, dict) or not given:
         raise ConfigError(f"{path}: the file is empty or not a table of sections")
     return {str(key): value for key, value in given.items()}
+
+
+def _overridden(given: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
+    """A copy of ``given`` with each override merged into it."""
+    given = deepcopy(given)
+    for override in sorted(overrides, key=lambda text: not _names_a_part(text)):  # a name would drop keys before it
+        _override(given, override)
+    return given
 
 
 def _override(given: dict[str, Any], text: str) -> None:

@@ -3,12 +3,16 @@
     model/  config.yaml  manifest.json  denoiser.safetensors  autoencoder/  text/
     autoencoder/  config.yaml  manifest.json  autoencoder.safetensors
     text/  config.json  manifest.json  text.safetensors
+    classifier/  config.yaml  manifest.json  made_from.json  classifier.safetensors
 
 ``config.yaml`` is the fully resolved configuration of the run that trained the part. Weights are half precision on
 disk and single precision in memory.
 """
 
+import json
+from hashlib import sha256
 from importlib.resources import files
+from math import isclose
 from pathlib import Path
 
 import torch
@@ -16,6 +20,7 @@ from torch import nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_yaml
+from ldm.denoisers.classifier import Classifier
 from ldm.files import BrokenFile, check_folder, load_weights, save_tensors, whole_folder
 from ldm.pipeline import TextToImage
 from ldm.run import Run
@@ -23,6 +28,7 @@ from ldm.text.clip import ClipText
 
 SHIPPED = "shapes64"
 CONFIG = "config.yaml"
+MADE_FROM = "made_from.json"
 
 
 def shipped_model() -> Path:
@@ -48,6 +54,43 @@ def save_model(denoiser: nn.Module, autoencoder: Autoencoder, text: ClipText, ru
         save_tensors(denoiser.state_dict(), staged / "denoiser.safetensors", torch.float16)
         save_autoencoder(autoencoder, run, staged / "autoencoder")
         save_text(text, staged / "text")
+
+
+def save_classifier(network: Classifier, run: Run, autoencoder: str, folder: Path) -> None:
+    """``autoencoder`` is the fingerprint of the one whose latents it reads."""
+    with whole_folder(folder) as staged:
+        (staged / CONFIG).write_text(to_yaml(run))
+        (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")
+        save_tensors(network.state_dict(), staged / "classifier.safetensors", torch.float16)
+
+
+def load_classifier(folder: Path, model: TextToImage) -> Classifier:
+    """The classifier in ``folder``, frozen, on the device of ``model``, whose latents and levels it must know.
+
+    Raises:
+        BrokenFile: a file is missing, damaged, or of another shape.
+        ValueError: it reads the latents of another autoencoder, or other noise levels.
+    """
+    check_folder(folder)
+    run = load(Run, folder / CONFIG)
+    made_from = json.loads((folder / MADE_FROM).read_text())
+    if made_from["autoencoder"] != fingerprint(model.autoencoder):
+        raise ValueError(f"{folder} was trained on the latents of another autoencoder; train one for this model")
+    level, own = run.schedule.build().level(0.5), model.process.schedule.level(0.5)
+    if not (isclose(level.alpha, own.alpha, rel_tol=1e-3) and isclose(level.sigma, own.sigma, rel_tol=1e-3)):
+        raise ValueError(f"{folder} was trained on another noise schedule; train one for this model")
+    network = run.classifier.build(model.autoencoder.channels)
+    load_weights(network, folder / "classifier.safetensors")
+    return network.requires_grad_(False).eval().to(model.device)
+
+
+def fingerprint(network: nn.Module) -> str:
+    """A short hash of all weights and buffers."""
+    digest = sha256()
+    for key, value in sorted(network.state_dict().items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Autoencoder, Run]:
@@ -85,12 +128,16 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     load_weights(denoiser, folder / "denoiser.safetensors")
     denoiser.requires_grad_(False).eval().to(device)
     size = (run.data.size, run.data.size)
-    return TextToImage(denoiser, autoencoder, text, run.schedule.build(), run.process, run.sample, size)
+    return TextToImage(denoiser, autoencoder, text, run.process.build(run.schedule.build()), run.sampling, size)
 
 
 def build_denoiser(run: Run, autoencoder: Autoencoder, text: ClipText) -> nn.Module:
     """The denoiser of ``run`` with random weights; its channels and text widths are read off the other two parts."""
+    channels = autoencoder.channels
     network: nn.Module = run.denoiser.build(
-        channels=autoencoder.channels, text_width=text.width, pooled_width=text.pooled_width
+        channels=channels,
+        out_channels=2 * channels if run.process.learned_variance else channels,
+        text_width=text.width,
+        pooled_width=text.pooled_width,
     )
     return network

@@ -3,10 +3,13 @@
 import json
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, get_origin, get_type_hints
 
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
+
+from ldm.config import from_dict
+from ldm.sampling import Sampling
 
 CHUNK = "ldm"  # the PNG text chunk with the settings as JSON; "parameters" holds them as A1111's web UI writes them
 
@@ -20,10 +23,7 @@ class Settings:
     seed: int
     height: int
     width: int
-    sampler: str
-    steps: int
-    scale: float
-    eta: float
+    sampling: dict[str, Any]  # as ``ldm.config.to_dict`` gives it
     precision: str
     model: str  # the model folder's name
     model_hash: str  # of the model folder's manifest
@@ -31,10 +31,12 @@ class Settings:
     def parameters(self) -> str:
         """The settings in the text form of A1111's web UI, which image browsers read."""
         negative = f"\nNegative prompt: {self.negative_prompt}" if self.negative_prompt else ""
+        sampler = self.sampling["sampler"]
+        eta = f", Eta: {sampler['eta']:g}" if "eta" in sampler else ""
         return (
-            f"{self.prompt}{negative}\nSteps: {self.steps}, Sampler: {self.sampler.upper()}, "
-            f"CFG scale: {self.scale:g}, Seed: {self.seed}, Size: {self.width}x{self.height}, "
-            f"Model hash: {self.model_hash}, Model: {self.model}, Eta: {self.eta:g}"
+            f"{self.prompt}{negative}\nSteps: {self.sampling['sample']['steps']}, Sampler: {sampler['name'].upper()}, "
+            f"CFG scale: {self.sampling['guidance']['scale']:g}, Seed: {self.seed}, Size: {self.width}x{self.height}, "
+            f"Model hash: {self.model_hash}, Model: {self.model}{eta}"
         )
 
 
@@ -90,8 +92,9 @@ def read_settings(path: Path) -> Settings:
 
 def _checked(values: dict[str, Any]) -> Settings:
     settings = Settings(**values)
-    for name, kind in Settings.__annotations__.items():
+    for name, kind in get_type_hints(Settings).items():
         value = getattr(settings, name)
-        if not isinstance(value, (int, float) if kind is float else kind) or isinstance(value, bool):
+        if not isinstance(value, get_origin(kind) or kind) or isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}")
+    from_dict(Sampling, settings.sampling)
     return settings

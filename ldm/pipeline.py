@@ -3,7 +3,7 @@
 Legend: B images of one batch, C h w latent, f the autoencoder's factor.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,39 +14,23 @@ from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.data.latents import Latents
-from ldm.diffusion.grids import uniform
-from ldm.diffusion.guidance import classifier_free
-from ldm.diffusion.process import ProcessConfig
-from ldm.diffusion.targets import TARGETS
-from ldm.samplers import SAMPLERS, ImageNoise
-from ldm.types import Batch, Condition, Noise, Sampler, Schedule, TextEncoder
+from ldm.diffusion.guidance import GuidanceConfig, classifier_free
+from ldm.diffusion.process import Process
+from ldm.samplers import ImageNoise
+from ldm.sampling import Sampling
+from ldm.types import Batch, Condition, Denoise, Grid, Level, Noise, Prediction, Sampler, TextEncoder
 
 MAX_SIDE = 8_192  # pixels
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-@dataclass
-class SampleConfig:
-    """How images are drawn where nothing else is asked for."""
+Steer = Callable[[Denoise, list[str]], Denoise]  # what is denoised for these prompts -> what is instead
+Walk = Callable[[Sampler, Denoise, Grid, Noise], Tensor]
 
-    sampler: str = "ddim"
-    steps: int = 50  # levels of the grid
-    scale: float = 4.0  # classifier-free guidance; 1 is none
-    eta: float = 0.0  # ddim only: 0 deterministic, 1 is ddpm
-    batch: int = 16  # images drawn at once
 
-    def __post_init__(self) -> None:
-        if self.sampler not in SAMPLERS:
-            raise ValueError(f"sampler '{self.sampler}' is not one of {', '.join(SAMPLERS)}")
-        if self.steps < 1 or self.batch < 1:
-            raise ValueError(f"steps {self.steps} and batch {self.batch} must be at least 1")
-        if not abs(self.scale) < float("inf"):
-            raise ValueError(f"scale {self.scale} is not a finite number; try scale=4")
-        self.build()
-
-    def build(self) -> Sampler:
-        kind = SAMPLERS[self.sampler]
-        return kind(eta=self.eta) if self.sampler == "ddim" else kind()
+def from_noise(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
+    """Clean latents of ``sampler``, from nothing."""
+    return sampler(denoise, noise() * grid[0].sigma, grid, noise)
 
 
 @dataclass
@@ -56,9 +40,8 @@ class TextToImage:
     denoiser: nn.Module
     autoencoder: Autoencoder
     text: TextEncoder
-    schedule: Schedule
-    process: ProcessConfig
-    sampling: SampleConfig = field(default_factory=SampleConfig)
+    process: Process
+    sampling: Sampling = field(default_factory=Sampling)
     size: tuple[int, int] = (64, 64)  # height and width where none are asked for, pixels
 
     @staticmethod
@@ -80,15 +63,18 @@ class TextToImage:
         negative: str = "",
         seed: int = 0,
         size: tuple[int, int] | None = None,
-        sampling: SampleConfig | None = None,
+        sampling: Sampling | None = None,
         precision: str = "fp32",
         progress: Any = None,
+        steer: Steer | None = None,
+        walk: Walk = from_noise,
     ) -> Iterator[tuple[Tensor, int]]:
         """One image (1, 3, H, W) in [-1, 1] on the CPU for each prompt, with its seed, in order.
 
         Image i is drawn from the seed ``seed`` + i alone: it does not depend on the batch it is made in. ``negative``
         takes the empty prompt's place in guidance. ``progress`` is called after each denoising step with the number of
-        images that it moved.
+        images that it moved. ``steer`` changes what the denoiser says, to a wish besides the prompt (``ldm.steering``);
+        ``walk`` is how the sampler is led from noise, or from a picture, to clean latents (``ldm.editing``).
 
         Raises:
             ValueError: the size does not fit the autoencoder.
@@ -97,13 +83,17 @@ class TextToImage:
         latent_size = self.latent_size(size or self.size)
         shape = (self.autoencoder.channels, *latent_size)
         null = self._text([negative])
-        for first in range(0, len(prompts), sampling.batch):
-            part = prompts[first : first + sampling.batch]
+        for first in range(0, len(prompts), sampling.sample.batch):
+            part = prompts[first : first + sampling.sample.batch]
             seeds = [seed + first + i for i in range(len(part))]
             noise = ImageNoise(seeds, shape, self.device)
             autocast = torch.autocast(self.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
             with autocast:
-                latent = self._sample(self._text(part), null.repeat(len(part)), noise, sampling, progress)
+                denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance)
+                if steer is not None:
+                    denoise = steer(denoise, part)
+                grid = sampling.grid(self.process.schedule, sampling.sample.steps)
+                latent = walk(sampling.sampler, _counted(denoise, grid, progress), grid, noise)
                 images = self.autoencoder.decode(latent).float().cpu()
             yield from zip(images.split(1), seeds, strict=True)
 
@@ -125,15 +115,26 @@ class TextToImage:
     def _text(self, prompts: list[str]) -> Condition:
         return self.text(prompts).to(self.device)
 
-    def _sample(self, cond: Condition, null: Condition, noise: Noise, sampling: SampleConfig, progress: Any) -> Tensor:
-        denoise = classifier_free(self.denoiser, TARGETS[self.process.target], cond, null, sampling.scale)
-        grid = uniform(self.schedule, sampling.steps)
-        if progress is None:
-            return sampling.build()(denoise, noise() * grid[0].sigma, grid, noise)
+    def denoise(self, prompts: list[str], null: Condition, guidance: GuidanceConfig) -> Denoise:
+        """The denoiser as ``prompts`` guide it; ``null`` holds the empty or the negative prompt, a row for each."""
+        return classifier_free(self.denoiser, self.process, self._text(prompts), null, guidance)
 
-        def counted(x: Tensor, level: Any) -> Any:
-            said = denoise(x, level)
+
+def _counted(denoise: Denoise, grid: Grid, progress: Any) -> Denoise:
+    """``denoise`` that calls ``progress`` with the number of images as each level of ``grid`` is reached.
+
+    Some samplers look at a level twice, or between two.
+    """
+    if progress is None:
+        return denoise
+    reached = 0
+
+    def counted(x: Tensor, level: Level) -> Prediction:
+        nonlocal reached
+        said = denoise(x, level)
+        if reached < len(grid) - 1 and float(level.t) <= float(grid[reached].t):
+            reached += 1
             progress(len(x))
-            return said
+        return said
 
-        return sampling.build()(counted, noise() * grid[0].sigma, grid, noise)
+    return counted

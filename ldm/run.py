@@ -8,8 +8,11 @@ from ldm.config import choice, section
 from ldm.data import DATASETS
 from ldm.data.latents import CacheConfig
 from ldm.denoisers import DENOISERS
-from ldm.diffusion import SCHEDULES, ProcessConfig
-from ldm.pipeline import SampleConfig
+from ldm.denoisers.classifier import ClassifierConfig
+from ldm.diffusion import SCHEDULES, TIMES, WEIGHTS, ProcessConfig
+from ldm.diffusion.guidance import GuidanceConfig
+from ldm.samplers import SAMPLERS
+from ldm.sampling import Sampling
 from ldm.text import TEXT_ENCODERS
 from ldm.training.optim import TrainConfig
 
@@ -17,7 +20,11 @@ MIN_EPS_SIGNAL = 1e-3  # alpha(1) below which x0 cannot be told from a predicted
 
 
 @dataclass
-class Run:
+class Run(Sampling):
+    """Everything that the scripts ask; the fields of ``Sampling`` say how the finished model draws."""
+
+    sampler: Any = choice(SAMPLERS, "ddim", eta=1.0)
+    guidance: GuidanceConfig = section(GuidanceConfig, scale=2.0)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     data: Any = choice(DATASETS, "shapes", length=50_000)
@@ -32,8 +39,10 @@ class Run:
     )
     schedule: Any = choice(SCHEDULES, "cosine", shift=2.0)
     process: ProcessConfig = section(ProcessConfig)
+    weight: Any = choice(WEIGHTS, "plain")  # of the training loss, by noise level
+    times: Any = choice(TIMES, "uniform")  # at which a batch is trained
+    classifier: ClassifierConfig = section(ClassifierConfig)
     cache: CacheConfig = section(CacheConfig)
-    sample: SampleConfig = section(SampleConfig, scale=2.0, eta=1.0)
     train_autoencoder: TrainConfig = section(
         TrainConfig, steps=12_000, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
     )
@@ -51,6 +60,15 @@ class Run:
         ema=0.999,
         score_every=1_000,
     )
+
+    train_classifier: TrainConfig = section(
+        TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
+    )
+
+    @property
+    def sampling(self) -> Sampling:
+        """How the finished model draws."""
+        return Sampling(self.sampler, self.grid, self.guidance, self.sample)
 
     def __post_init__(self) -> None:
         alpha = self.schedule.build().level(1.0).alpha

@@ -2,6 +2,7 @@
 
     <out>/autoencoder/   the first stage          <out>/cache/      latents and text states
     <out>/text/          the text encoder         <out>/model/      everything that txt2img needs
+    <out>/classifier/    of noised latents, for classifier guidance
     <out>/model-best/    the model at its best score, where it is scored while it trains
     <out>/training/<stage>/  log, sample grids, curves, and the checkpoints that a run resumes from
 
@@ -9,8 +10,6 @@ A stage that the run has not trained is taken from the base model, or else from 
 asks for the same network, and it is said so.
 """
 
-from dataclasses import fields, replace
-from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -21,28 +20,23 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
-from ldm.config import load, to_yaml
+from ldm.config import to_yaml
 from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
+from ldm.denoisers.classifier import Classifier
+from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
-from ldm.files import check_folder, load_weights, whole_folder
-from ldm.folders import (
-    CONFIG,
-    build_denoiser,
-    load_autoencoder,
-    load_text,
-    save_autoencoder,
-    save_model,
-    save_text,
-    shipped_model,
-)
+from ldm.files import whole_folder
+from ldm.folders import build_denoiser, fingerprint, save_autoencoder, save_classifier, save_model, save_text
+from ldm.parts import frozen_stages, start_autoencoder, start_denoiser
 from ldm.pipeline import TextToImage
 from ldm.run import Run
-from ldm.text.clip import Architecture, ClipText
+from ldm.text.clip import ClipText
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.checkpoint import saved
+from ldm.training.classifier import ClassifierTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.loop import Task, Trainer
@@ -57,10 +51,7 @@ def train_autoencoder(run: Run, device: torch.device) -> Path:
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
     if run.base and not saved(_training(run, AutoencoderTask.name) / "state"):
-        if _network(load(Run, Path(run.base) / CONFIG), "autoencoder") != _network(run, "autoencoder"):
-            raise ValueError(f"base {run.base} has an autoencoder of other settings; use its own, or leave base out")
-        load_weights(network, Path(run.base) / "autoencoder" / "autoencoder.safetensors")
-        print(f"the autoencoder starts from {run.base}")
+        start_autoencoder(run, network)
     data = run.data.build("train"), run.data.build("val")
     task = AutoencoderTask(network, run.reconstruction, *data, config, lambda net: save_autoencoder(net, run, folder))
     _train(task, config, run, device, {"norm": run.autoencoder.norm})  # weights of either norm would load
@@ -87,24 +78,51 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     run, autoencoder, text = frozen_stages(run, device)
     network = build_denoiser(run, autoencoder, text).to(device)
     if run.base and not saved(_training(run, DenoiserTask.name) / "state"):
-        _start_from(Path(run.base), network, autoencoder)
+        start_denoiser(Path(run.base), network, autoencoder)
     if cache_pays(run, train_data):
         with PartialState(cpu=device.type == "cpu").main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
-    model = TextToImage(network, autoencoder, text, run.schedule.build(), run.process, run.sample, size)
+    process = run.process.build(run.schedule.build())
+    model = TextToImage(network, autoencoder, text, process, run.sampling, size)
+    objective = DenoisingLoss(
+        process,
+        run.times.build(process.schedule),
+        run.weight,
+        offset_noise=run.process.offset_noise,
+        input_perturbation=run.process.input_perturbation,
+    )
 
     def save(net: nn.Module, best: bool) -> None:
         save_model(net, autoencoder, text, run, folder.with_name("model-best") if best else folder)
 
-    task = DenoiserTask(model, train_data, val, config, save, scored_prompts(run))
+    dropout, prompts = run.process.text_dropout, scored_prompts(run)
+    task = DenoiserTask(model, objective, train_data, val, config, save, text_dropout=dropout, prompts=prompts)
     made_from = {
-        "autoencoder": _fingerprint(autoencoder),
-        "text encoder": _fingerprint(text),
+        "autoencoder": fingerprint(autoencoder),
+        "text encoder": fingerprint(text),
         "schedule": str(run.schedule),
         "target": run.process.target,
+        "distribution of times": str(run.times),
     }
     _train(task, config, run, device, made_from)
+    return folder
+
+
+def train_classifier(run: Run, device: torch.device) -> Path:
+    """Train a classifier of the noised latents of the run's autoencoder; returns its folder."""
+    config, folder = run.train_classifier, Path(run.out) / "classifier"
+    torch.manual_seed(config.seed)
+    run, autoencoder, _ = frozen_stages(run, device)
+    network = run.classifier.build(autoencoder.channels)
+    data, schedule = (run.data.build("train"), run.data.build("val")), run.schedule.build()
+    made_from = {"autoencoder": fingerprint(autoencoder), "schedule": str(run.schedule)}
+
+    def save(net: Classifier) -> None:
+        save_classifier(net, run, made_from["autoencoder"], folder)
+
+    task = ClassifierTask(network, autoencoder, schedule, *data, config, save)
+    _train(task, config, run, device, {**made_from, "list of words": str(run.classifier.words)})
     return folder
 
 
@@ -126,31 +144,6 @@ def _train(task: Task, config: TrainConfig, run: Run, device: torch.device, made
 
 def _training(run: Run, stage: str) -> Path:
     return Path(run.out) / "training" / stage
-
-
-def _start_from(base: Path, network: nn.Module, autoencoder: Autoencoder) -> None:
-    """Load the base model's denoiser, which must be of the same latents.
-
-    Raises:
-        ValueError: the base is no whole model, or its denoiser is of another shape or of another autoencoder.
-    """
-    check_folder(base)
-    if _fingerprint(load_autoencoder(base / "autoencoder")[0]) != _fingerprint(autoencoder):
-        raise ValueError(f"base {base} has another autoencoder: its denoiser knows other latents; use the base's own")
-    load_weights(network, base / "denoiser.safetensors")
-    print(f"the denoiser starts from {base}")
-
-
-def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
-    """The autoencoder and the text encoder that the denoiser builds on, and the run as it is with them."""
-    folder = _stage(run, "autoencoder", "scripts/train_autoencoder.py")
-    autoencoder, made_by = load_autoencoder(folder, device)
-    run = replace(run, autoencoder=made_by.autoencoder, bottleneck=made_by.bottleneck)
-    if run.text.model:
-        text = run.text.build(run.data.size).to(device)
-    else:
-        text = load_text(_stage(run, "text", "scripts/train_clip.py"), device)
-    return run, autoencoder, text
 
 
 def cache_pays(run: Run, data: Any) -> bool:
@@ -175,13 +168,13 @@ def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any)
     if isinstance(data, IterableDataset):
         raise ValueError("a stream has no end and cannot be cached; set cache.use=never, or use data.name=shards")
     folder = Path(run.out) / "cache"
-    fingerprint = {
-        "autoencoder": _fingerprint(autoencoder),
-        "text encoder": _fingerprint(text),
+    made_from = {
+        "autoencoder": fingerprint(autoencoder),
+        "text encoder": fingerprint(text),
         "data set": data.fingerprint(),
     }
     if (folder / DESCRIPTION).exists():
-        check_cache(folder, fingerprint)
+        check_cache(folder, made_from)
         print(f"latents: the cache in {folder} matches and is used again")
         return LatentDataset(folder)
     device = next(autoencoder.parameters()).device
@@ -193,36 +186,5 @@ def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any)
     samples = first_batches(data, run.cache.batch, len(data), workers=run.train_ldm.workers)
     bar = tqdm(samples, desc="latents", total=-(-len(data) // run.cache.batch), unit="batch", dynamic_ncols=True)
     with whole_folder(folder) as staged:
-        write_cache(staged, iter(bar), encode, text, fingerprint, run.cache)
+        write_cache(staged, iter(bar), encode, text, made_from, run.cache)
     return LatentDataset(folder)
-
-
-def _stage(run: Run, name: str, script: str) -> Path:
-    folder = Path(run.out) / name
-    if folder.is_dir():
-        return folder
-    base = Path(run.base) if run.base else shipped_model()
-    whose = f"{base}'s" if run.base else "the shipped model's"
-    if _network(run, name) != _network(load(Run, base / CONFIG), name):
-        raise ValueError(
-            f"{folder} is not there, and this run's {name} is not {whose}, which else could stand in: "
-            f"train it with {script}"
-        )
-    print(f"{folder} is not there: taking {whose} {name} ({script} trains one of this run's own)")
-    return base / name
-
-
-def _network(run: Run, stage: str) -> Any:
-    """The part of the configuration that settles the network of a stage."""
-    if stage == "autoencoder":
-        return run.autoencoder, type(run.bottleneck)  # a penalty's weight does not change what comes out
-    return [getattr(run.text, f.name) for f in fields(Architecture) if hasattr(run.text, f.name)]
-
-
-def _fingerprint(network: nn.Module) -> str:
-    """A short hash of all weights and buffers."""
-    digest = sha256()
-    for key, value in sorted(network.state_dict().items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]

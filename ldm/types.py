@@ -105,6 +105,7 @@ class Prediction(NamedTuple):
 
     x0: Tensor
     log_variance: Tensor | None = None
+    variance: Tensor | None = None  # about in [-1, 1]: where the step's log-variance lies between its bounds
 
 
 class Schedule(Protocol):
@@ -168,4 +169,4 @@ class TextEncoder(Protocol):
 
 
 class DenoiserConfig(Protocol):
-    def build(self, *, channels: int, text_width: int, pooled_width: int) -> nn.Module: ...
+    def build(self, *, channels: int, text_width: int, pooled_width: int, out_channels: int = 0) -> nn.Module: ...

@@ -5,24 +5,22 @@ when to trust them is told in docs/evaluation.md.
 """
 
 import argparse
-from dataclasses import asdict, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
-from ldm.config import load
+from ldm.cli import SHORT, add_sampling, device_of, given_sampling, one_line_errors
+from ldm.config import load, to_dict
 from ldm.evaluation.benchmark import read_folder
 from ldm.evaluation.evaluation import Drawer, score_model, score_pictures, with_general, with_sweeps, with_text_use
 from ldm.evaluation.general import Sources
 from ldm.evaluation.prompts import prompt_set, read_prompts
 from ldm.evaluation.report import Report, check_out, write_report
 from ldm.folders import CONFIG, load_model, shipped_model
-from ldm.pipeline import SampleConfig
 from ldm.run import Run
+from ldm.sampling import Sampling
 
 PROMPTS = 50  # of each category
-SWEPT = ("scale", "steps", "eta")
 
 
 def parse() -> argparse.Namespace:
@@ -34,7 +32,13 @@ def parse() -> argparse.Namespace:
     what.add_argument("--prompts", type=Path, metavar="FILE", help="prompts of your own, one on each line")
     what.add_argument("--images", type=Path, metavar="DIR", help="pictures of another program, one a prompt, by name")
     what.add_argument("--write-prompts", type=Path, metavar="FILE", help="write the prompts for --images and leave")
-    what.add_argument("--sweep", action="append", default=[], metavar="scale=1,2,4", help=f"any of {', '.join(SWEPT)}")
+    what.add_argument(
+        "--sweep",
+        action="append",
+        default=[],
+        metavar="scale=1,2,4",
+        help="scores at each value",
+    )
     what.add_argument("--sweep-prompts", type=int, default=10, metavar="N", help="a category at each value; 10")
     what.add_argument("--seed", type=int, default=0, help="of the first picture, 0 if left out; the next count up by 1")
     add_sampling(parser.add_argument_group("how to draw (the model's own settings where left out)"))
@@ -52,7 +56,7 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    given, sweeps = given_sampling(args), read_sweeps(args.sweep)
+    given = given_sampling(args)
     if args.prompts and args.prompts_per_category is not None:
         raise ValueError("--prompts are all there is to draw; leave out --prompts-per-category")
     count = PROMPTS if args.prompts_per_category is None else args.prompts_per_category
@@ -68,14 +72,15 @@ def main() -> None:
     what: dict[str, Any] = {"prompts": f"{len(prompts)} ({args.prompts or 'the benchmark'}, {asked})"}
     model = None
     if args.images:
-        if args.model or given or sweeps or args.precision or args.device:
+        if args.model or given or args.sweep or args.precision or args.device:
             raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
         report = score_pictures(prompts, read_folder(args.images, len(prompts)), {"model": str(args.images), **what})
         write_report(out, report)
     else:
         folder = args.model or shipped_model()
         model = load_model(folder, device_of(args.device))
-        model.sampling = replace(model.sampling, **given)
+        model.sampling = model.sampling.but(*given)
+        sweeps = read_sweeps(args.sweep, model.sampling)
         draw, run = Drawer(model, args.seed, args.precision or "fp32"), load(Run, folder / CONFIG)
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing
@@ -89,20 +94,19 @@ def main() -> None:
     print(f"report: {out / 'report.html'}")
 
 
-def read_sweeps(texts: list[str]) -> dict[str, list[float]]:
-    """{"scale": [1.0, 2.0]} of ["scale=1,2"], each value checked."""
+def read_sweeps(texts: list[str], sampling: Sampling) -> dict[str, list[float]]:
+    """{"guidance.scale": [1.0, 2.0]} of ["scale=1,2"], each value checked against what ``sampling`` has."""
     sweeps: dict[str, list[float]] = {}
     for text in texts:
-        key, _, listed = text.partition("=")
-        if key not in SWEPT:
-            raise ValueError(f"--sweep {text}: one of {', '.join(SWEPT)} can be swept, as in --sweep scale=1,2,4")
-        kind = int if key == "steps" else float
+        name, _, listed = text.partition("=")
+        key = SHORT.get(name, name)
+        kind = int if key == SHORT["steps"] else float
         try:
             values = [kind(value) for value in listed.split(",")]
         except ValueError as error:
-            raise ValueError(f"--sweep {text}: '{listed}' is no list of numbers; write e.g. {key}=1,2,4") from error
+            raise ValueError(f"--sweep {text}: '{listed}' is no list of numbers; write e.g. {name}=1,2,4") from error
         for value in values:
-            replace(SampleConfig(), **{key: value})
+            sampling.but(f"{key}={value}")
         sweeps[key] = [*sweeps.get(key, []), *values]
     return sweeps
 
@@ -124,8 +128,10 @@ def described(folder: Path) -> dict[str, Any]:
 
 def drawing(draw: Drawer) -> dict[str, Any]:
     """How it draws."""
-    sampling = {name: value for name, value in asdict(draw.model.sampling).items() if name != "batch"}
-    return {**sampling, "seed": draw.seed, "precision": draw.precision}
+    parts = to_dict(draw.model.sampling)
+    steps = parts.pop("sample")["steps"]
+    shown = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    return {"steps": steps, **shown, "seed": draw.seed, "precision": draw.precision}
 
 
 def tell(report: Report) -> None:

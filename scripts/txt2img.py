@@ -3,21 +3,21 @@
 import argparse
 import sys
 import time
-from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from tempfile import TemporaryFile
-from typing import Any
 
 import torch
 from tqdm import tqdm
 
 from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
+from ldm.config import from_dict, to_dict
 from ldm.data.transforms import to_images
 from ldm.folders import load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
 from ldm.pictures import grid
-from ldm.pipeline import SampleConfig, TextToImage
+from ldm.pipeline import TextToImage
+from ldm.sampling import Sampling
 
 
 def parse() -> argparse.Namespace:
@@ -48,7 +48,7 @@ def main() -> None:
     prompts = read_prompts(args, again)
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
-    given = given_sampling(args)  # refuses what no model can do before one is loaded
+    given = given_sampling(args)
     folder = args.ckpt or shipped_model()
     model = load_model(folder, device_of(args.device))
     sampling, size, seed = settle(args, given, again, model)
@@ -69,7 +69,7 @@ def main() -> None:
         print(f"note: prompts cut to the {most} tokens that the model reads: {cut}", file=sys.stderr)
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
     images, paths, began = [], [], time.perf_counter()
-    with tqdm(total=len(repeated) * sampling.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=len(repeated) * sampling.sample.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:
         drawn = model(
             repeated,
             negative=negative,
@@ -86,10 +86,7 @@ def main() -> None:
                 seed=image_seed,
                 height=size[0],
                 width=size[1],
-                sampler=sampling.sampler,
-                steps=sampling.steps,
-                scale=sampling.scale,
-                eta=sampling.eta,
+                sampling=to_dict(sampling),
                 precision=precision,
                 model=folder.resolve().name,
                 model_hash=digest,
@@ -120,14 +117,14 @@ def read_prompts(args: argparse.Namespace, again: Settings | None) -> list[str]:
 
 
 def settle(
-    args: argparse.Namespace, given: dict[str, Any], again: Settings | None, model: TextToImage
-) -> tuple[SampleConfig, tuple[int, int], int]:
+    args: argparse.Namespace, given: list[str], again: Settings | None, model: TextToImage
+) -> tuple[Sampling, tuple[int, int], int]:
     """Sampling settings, (height, width) and seed: the command line's, else the image's, else the model's."""
     sampling, size, seed = model.sampling, model.size, 0
     if again is not None:
-        sampling = replace(sampling, sampler=again.sampler, steps=again.steps, scale=again.scale, eta=again.eta)
+        sampling = from_dict(Sampling, again.sampling)
         size, seed = (again.height, again.width), again.seed
-    sampling = replace(sampling, **given)
+    sampling = sampling.but(*given)
     size = (args.height if args.height is not None else size[0], args.width if args.width is not None else size[1])
     seed = args.seed if args.seed is not None else seed
     if not 0 <= seed < 2**63:

@@ -25,10 +25,12 @@ TINY = (
     "denoiser.heads=2",
     "sample.steps=2",
     "cache.batch=16",
+    "classifier.width=16",
+    "classifier.blocks=1",
     "train_ldm.score_every=0",
     *(
         f"{stage}.{setting}"
-        for stage in ("train_autoencoder", "train_clip", "train_ldm")
+        for stage in ("train_autoencoder", "train_clip", "train_ldm", "train_classifier")
         for setting in (
             "steps=4",
             "batch=8",

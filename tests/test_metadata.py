@@ -1,11 +1,14 @@
 """Numbered images that say how they were made."""
 
+import json
 from dataclasses import asdict, replace
 
 import pytest
 from PIL import Image, PngImagePlugin
 
+from ldm.config import to_dict
 from ldm.metadata import CHUNK, Settings, next_number, read_settings, save_image
+from ldm.sampling import Sampling
 
 SETTINGS = Settings(
     prompt="a red star",
@@ -13,10 +16,7 @@ SETTINGS = Settings(
     seed=7,
     height=64,
     width=96,
-    sampler="ddim",
-    steps=20,
-    scale=4.5,
-    eta=0.25,
+    sampling=to_dict(Sampling().but("sample.steps=20", "guidance.scale=4.5", "sampler.eta=0.25")),
     precision="fp32",
     model="shapes",
     model_hash="0123abcdef",
@@ -97,8 +97,17 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, content):
 @pytest.mark.parametrize(
     "text",
     ["", "[]", "3", "{}", '{"prompt": "a"}']
-    + [str(asdict(replace(SETTINGS, **wrong))).replace("'", '"') for wrong in ({"seed": "7"}, {"steps": 1.5})]
-    + [str({**asdict(SETTINGS), "target": "os.system"}).replace("'", '"')],
+    + [
+        json.dumps({**asdict(SETTINGS), **wrong})
+        for wrong in (
+            {"seed": "7"},
+            {"seed": True},
+            {"sampling": [1.5]},
+            {"sampling": {"sample": {"steps": 0}}},
+            {"sampling": {"sampler": {"name": "os.system"}}},
+            {"target": "os.system"},
+        )
+    ],
 )
 def test_damaged_settings_are_refused(tmp_path, text):
     info = PngImagePlugin.PngInfo()

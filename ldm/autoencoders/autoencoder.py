@@ -89,10 +89,13 @@ class Autoencoder(nn.Module):
         z = self.bottleneck.mode(self.encoder(image))
         return (z.float() - self.mean) / self.std
 
-    def decode(self, latent: Tensor) -> Tensor:
-        """Images (B, 3, f h, f w) in [-1, 1] from latents (B, C, h, w) as ``encode`` gives them."""
+    def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
+        """Images (B, 3, f h, f w) from latents (B, C, h, w) as ``encode`` gives them.
+
+        They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere.
+        """
         image: Tensor = self.decoder(latent * self.std + self.mean)
-        return image.clamp(-1, 1)
+        return image.clamp(-1, 1) if clamp else image
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:

@@ -3,8 +3,8 @@
 Blocks with adaLN-Zero are those of Peebles & Xie 2022 (arXiv:2212.09748, Sec. 3.2); the cross-attention between
 self-attention and MLP, with a zero-initialised output, is that of PixArt-alpha (arXiv:2310.00426, Sec. 2.3).
 
-Legend: B batch, C channels, H W latent size, p patch, N = (H / p)(W / p) image tokens, D width, h heads, d = D / h;
-L text tokens, T text width.
+Legend: B batch, C channels, O output channels, H W latent size, p patch, N = (H / p)(W / p) image tokens, D width,
+h heads, d = D / h; L text tokens, T text width.
 """
 
 from dataclasses import dataclass
@@ -51,9 +51,13 @@ class DiTConfig:
         if self.attention not in BACKENDS:
             raise ValueError(f"attention '{self.attention}' is unknown; use one of {', '.join(BACKENDS)}")
 
-    def build(self, *, channels: int, text_width: int, pooled_width: int) -> "DiT":
-        """The network for latents of ``channels``; ``pooled_width`` 0 means no pooled text."""
-        return DiT(self, channels=channels, text_width=text_width, pooled_width=pooled_width)
+    def build(self, *, channels: int, text_width: int, pooled_width: int, out_channels: int = 0) -> "DiT":
+        """The network for latents of ``channels``; ``pooled_width`` 0 means no pooled text.
+
+        It says ``out_channels`` of numbers, 0 for as many as it sees; twice as many where it learns a variance too.
+        """
+        sizes = {"text_width": text_width, "pooled_width": pooled_width}
+        return DiT(self, channels=channels, out_channels=out_channels or channels, **sizes)
 
 
 def xavier(module: nn.Module) -> None:
@@ -97,7 +101,7 @@ class Block(nn.Module):
 
 
 class Head(nn.Module):
-    """Modulated norm and a linear map to the pixels of each patch: (B, N, D) -> (B, N, p p C)."""
+    """Modulated norm and a linear map to the pixels of each patch: (B, N, D) -> (B, N, p p O)."""
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
@@ -108,22 +112,23 @@ class Head(nn.Module):
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)  # 2 (B, 1, D)
-        return self.out(modulate(self.norm(x), shift, scale))  # (B, N, p p C)
+        return self.out(modulate(self.norm(x), shift, scale))  # (B, N, p p O)
 
 
 class DiT(nn.Module):
-    """F (B, C, H, W) of a noised latent (B, C, H, W), times (B,) in [0, 1] and a ``Condition`` or its ``prepare``."""
+    """F (B, O, H, W) of a noised latent (B, C, H, W), times (B,) in [0, 1] and a ``Condition`` or its ``prepare``."""
 
-    def __init__(self, config: DiTConfig, *, channels: int, text_width: int, pooled_width: int) -> None:
+    def __init__(
+        self, config: DiTConfig, *, channels: int, out_channels: int, text_width: int, pooled_width: int
+    ) -> None:
         super().__init__()
         self.patch = self.multiple = config.patch  # the sides of a latent must be multiples of it
         self.checkpointing = config.checkpointing
-        pixels = channels * config.patch**2
-        self.embed = nn.Linear(pixels, config.width)
+        self.embed = nn.Linear(channels * config.patch**2, config.width)
         self.time = TimeEmbedding(256, config.width)
         blocks = [Block(config) for _ in range(config.depth)]
         self.blocks = nn.ModuleList(blocks)
-        self.head = Head(config.width, pixels)
+        self.head = Head(config.width, out_channels * config.patch**2)
         self.prepare = TextEmbedding(  # Condition -> Prepared, which forward takes in its place
             [block.cross for block in blocks],
             config.width,
@@ -143,7 +148,7 @@ class DiT(nn.Module):
             nn.init.normal_(linear.weight, std=0.02)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | Prepared) -> Tensor:
-        """F (B, C, H, W) in x's dtype. Raises ValueError where H or W is not divisible by the patch."""
+        """F (B, O, H, W) in x's dtype. Raises ValueError where H or W is not divisible by the patch."""
         p, (height, width) = self.patch, x.shape[2:]
         if height % p or width % p:
             raise ValueError(f"latent size {height}x{width} is not divisible by patch {p}; change the image size")
@@ -157,5 +162,5 @@ class DiT(nn.Module):
             recompute = self.checkpointing and torch.is_grad_enabled()
             call = partial(checkpoint, block, use_reentrant=False) if recompute else block
             tokens = call(tokens, c, keys, values, text.mask)  # (B, N, D)
-        pixels = self.head(tokens, c).to(x.dtype)  # (B, N, p p C)
-        return rearrange(pixels, "b (h w) (p q c) -> b c (h p) (w q)", h=height // p, p=p, q=p)  # (B, C, H, W)
+        pixels = self.head(tokens, c).to(x.dtype)  # (B, N, p p O)
+        return rearrange(pixels, "b (h w) (p q c) -> b c (h p) (w q)", h=height // p, p=p, q=p)  # (B, O, H, W)

@@ -4,8 +4,8 @@ Rombach et al. 2022 (arXiv:2112.10752, Sec. 3.3 and App. E.2.1), after ADM (Dhar
 With width 320, multipliers [1, 2, 4, 4], attention levels [0, 1, 2], 8 heads and text of width 768 it is that of
 Stable Diffusion 1.x.
 
-Legend: B batch, C channels, H W size at that level, N = H W image tokens, D width at that level, E width of the time
-embedding, L text tokens, h heads, d = D / h.
+Legend: B batch, C channels, O output channels, H W size at that level, N = H W image tokens, D width at that level,
+E width of the time embedding, L text tokens, h heads, d = D / h.
 """
 
 from collections.abc import Iterator
@@ -67,9 +67,13 @@ class UNetConfig:
         if self.attention not in BACKENDS:
             raise ValueError(f"attention '{self.attention}' is unknown; use one of {', '.join(BACKENDS)}")
 
-    def build(self, *, channels: int, text_width: int, pooled_width: int) -> "UNet":
-        """The network for latents of ``channels``; ``pooled_width`` 0 means no pooled text."""
-        return UNet(self, channels=channels, text_width=text_width, pooled_width=pooled_width)
+    def build(self, *, channels: int, text_width: int, pooled_width: int, out_channels: int = 0) -> "UNet":
+        """The network for latents of ``channels``; ``pooled_width`` 0 means no pooled text.
+
+        It says ``out_channels`` of numbers, 0 for as many as it sees; twice as many where it learns a variance too.
+        """
+        sizes = {"text_width": text_width, "pooled_width": pooled_width}
+        return UNet(self, channels=channels, out_channels=out_channels or channels, **sizes)
 
 
 def group_norm(width: int, eps: float = 1e-5) -> nn.GroupNorm:
@@ -193,9 +197,11 @@ class Upsample(nn.Module):
 
 
 class UNet(nn.Module):
-    """F (B, C, H, W) of a noised latent (B, C, H, W), times (B,) in [0, 1] and a ``Condition`` or its ``prepare``."""
+    """F (B, O, H, W) of a noised latent (B, C, H, W), times (B,) in [0, 1] and a ``Condition`` or its ``prepare``."""
 
-    def __init__(self, config: UNetConfig, *, channels: int, text_width: int, pooled_width: int) -> None:
+    def __init__(
+        self, config: UNetConfig, *, channels: int, out_channels: int, text_width: int, pooled_width: int
+    ) -> None:
         super().__init__()
         widths = [config.width * multiplier for multiplier in config.multipliers]
         self.multiple = 2 ** (len(widths) - 1)  # the sides of a latent must be multiples of it
@@ -226,7 +232,7 @@ class UNet(nn.Module):
                 up.append(Upsample(width))
         self.up = nn.ModuleList(up)
         self.norm = group_norm(width)
-        self.conv_out = zero(nn.Conv2d(width, channels, 3, padding=1))
+        self.conv_out = zero(nn.Conv2d(width, out_channels, 3, padding=1))
         self.prepare = TextEmbedding(  # Condition -> Prepared, which forward takes in its place
             [module for module in self.modules() if isinstance(module, CrossAttention)],
             4 * config.width,
@@ -240,7 +246,7 @@ class UNet(nn.Module):
         )
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | Prepared) -> Tensor:
-        """F (B, C, H, W) in x's dtype. Raises ValueError where H or W is not divisible by the total downsampling."""
+        """F (B, O, H, W) in x's dtype. Raises ValueError where H or W is not divisible by the total downsampling."""
         height, width = x.shape[2:]
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"latent size {height}x{width} is not divisible by {self.multiple}; change the image size")
@@ -262,4 +268,4 @@ class UNet(nn.Module):
                 h = part(torch.cat([h, skips.pop()], dim=1), c, keys_values, text.mask)  # (B, D, H / 2^i, W / 2^i)
             else:
                 h = part(h)  # (B, D, H / 2^(i - 1), W / 2^(i - 1))
-        return self.conv_out(silu(self.norm(h))).to(x.dtype)  # (B, C, H, W)
+        return self.conv_out(silu(self.norm(h))).to(x.dtype)  # (B, O, H, W)

@@ -1,25 +1,248 @@
-"""Guidance wraps a ``denoise``; a sampler never sees it."""
+"""Guidance wraps a ``denoise``; a sampler never sees it.
+
+All of it is done on x0. Plain guidance is a sum whose weights make 1, and so the same as on the noise, the velocity or
+the score: x is the same in every prediction.
+
+Legend: B batch, C channels, H W latent size.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from math import inf
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from ldm.diffusion.process import denoiser
-from ldm.types import Condition, Denoise, Level, Prediction, Target
+from ldm.diffusion.process import Process
+from ldm.types import Condition, Denoise, Level, Prediction
+
+Combine = Callable[[Tensor, Tensor, Tensor, Level], Tensor]  # x0_cond, x0_null, x, level -> x0, each (B, C, H, W)
+Pair = Callable[[Tensor, Level], Sequence[Prediction]]  # x, level -> two: what cond and what null say of x
+IMAGE = (1, 2, 3)  # the dimensions of one image
 
 
-def classifier_free(network: nn.Module, target: Target, cond: Condition, null: Condition, scale: float) -> Denoise:
-    """Denoise towards ``cond`` and away from ``null`` (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
+@dataclass
+class GuidanceConfig:
+    """How what the prompt says of x0 is driven away from what the null says. The parts go together in any choice."""
 
-    ``scale`` is the common one, 1 + w: x0 = x0_null + scale (x0_cond - x0_null). 1 is no guidance and costs one
-    evaluation of the network a step instead of two in one batch. ``null`` holds the empty or the negative prompt, a
-    row for each of ``cond``. On x0 or on the noise the combination is the same, for x is the same in both.
+    scale: float = 4.0  # 1 + w of arXiv:2207.12598, so x0_null + scale (x0_cond - x0_null); 1 is no guidance
+    interval: list[float] = field(default_factory=lambda: [0.0, 1.0])  # times t that are guided (arXiv:2404.07724)
+    rescale: float = 0.0  # phi: share of x0 given back the standard deviation of x0_cond; 0 is off
+    threshold: float = 0.0  # quantile of |x0| above which values are cut, 0.995 say; 0 is off
+    parallel: float = 1.0  # eta of APG: how much of the guidance along x0_cond is kept
+    norm: float = 0.0  # r of APG: greatest length of x0_cond - x0_null over an image; 0 is off
+    momentum: float = 0.0  # beta of APG: how much of the last guidance is added; below 0 it is taken away
+
+    def __post_init__(self) -> None:
+        if not abs(self.scale) < inf:
+            raise ValueError(f"scale {self.scale} is not a finite number; try scale=4")
+        if len(self.interval) != 2 or not 0 <= self.interval[0] <= self.interval[1] <= 1:
+            raise ValueError(
+                f"interval {list(self.interval)} is not two rising times in [0, 1]; try interval=[0.0,1.0]"
+            )
+        for name, value in (("rescale", self.rescale), ("threshold", self.threshold)):
+            if not 0 <= value <= 1:
+                raise ValueError(f"{name} {value} is not in [0, 1]; 0 is off")
+        if not abs(self.parallel) < inf:
+            raise ValueError(f"parallel {self.parallel} is not a finite number; 1 is plain guidance, 0 is APG's")
+        if not 0 <= self.norm < inf:
+            raise ValueError(f"norm {self.norm} is not a number from 0; 0 is off")
+        if not -1 < self.momentum < 1:
+            raise ValueError(f"momentum {self.momentum} is not between -1 and 1; try momentum=-0.5")
+
+    def applies(self, level: Level) -> bool:
+        """Whether ``level`` is guided at all; where not, what the null says is not asked for."""
+        return self.scale != 1 and self.interval[0] <= float(level.t) <= self.interval[1]
+
+    def build(self) -> Combine:
+        """The guided x0 of one run of a sampler: with momentum it remembers, so each run needs its own.
+
+        x0_cond + (scale - 1) update, where update = x0_cond - x0_null but for adaptive projected guidance (Sadat et
+        al. 2024, arXiv:2410.02416), which adds momentum, bounds its length and weakens its part along x0_cond.
+        """
+        momentum: Tensor | float = 0.0
+
+        def combine(x0_cond: Tensor, x0_null: Tensor, x: Tensor, level: Level) -> Tensor:
+            nonlocal momentum
+            update = x0_cond - x0_null
+            if self.momentum:
+                update = momentum = update + self.momentum * momentum
+            if self.norm:
+                length = update.square().sum(dim=IMAGE, keepdim=True).sqrt()  # (B, 1, 1, 1)
+                update = update * (self.norm / length.clamp(min=self.norm))
+            if self.parallel != 1:
+                update = update + (self.parallel - 1) * parallel_part(update, x0_cond)
+            x0 = x0_cond + (self.scale - 1) * update
+            if self.rescale:
+                x0 = rescaled(x0, x0_cond, self.rescale)
+            return thresholded(x0, x0_cond, self.threshold) if self.threshold else x0
+
+        return combine
+
+
+def parallel_part(update: Tensor, axis: Tensor) -> Tensor:
+    """The part of ``update`` that is parallel to ``axis``, image by image; both (B, C, H, W)."""
+    share = (update * axis).sum(dim=IMAGE, keepdim=True) / axis.square().sum(dim=IMAGE, keepdim=True).clamp(min=1e-12)
+    return share * axis
+
+
+def rescaled(x0: Tensor, x0_cond: Tensor, share: float) -> Tensor:
+    """``x0``, a ``share`` of it with x0_cond's standard deviation (Lin et al. 2023, arXiv:2305.08891, eq. 14 to 16).
+
+    The paper does this to what the network says, a velocity; at pure noise that is x0 with its sign turned.
     """
-    if scale == 1:
-        return denoiser(network, target, cond)
-    both = denoiser(network, target, Condition.cat([cond, null]))
+    ratio = x0_cond.std(dim=IMAGE, keepdim=True) / x0.std(dim=IMAGE, keepdim=True).clamp(min=1e-12)  # (B, 1, 1, 1)
+    return x0 * (share * ratio + 1 - share)
+
+
+def thresholded(x0: Tensor, x0_cond: Tensor, quantile: float) -> Tensor:
+    """``x0`` cut at the ``quantile`` of its absolute values and shrunk to where ``x0_cond`` has it, image by image.
+
+    Dynamic thresholding (Saharia et al. 2022, arXiv:2205.11487, Sec. 2.3) shrinks to [-1, 1], where pixels belong.
+    Latents of unit variance reach further, so the limit here is x0_cond's own quantile, or 1 if that is more: where
+    x0_cond keeps to [-1, 1] it is the paper's.
+    """
+    limit = x0_cond.abs().flatten(1).quantile(quantile, dim=1).clamp(min=1).view(-1, 1, 1, 1)
+    reach = torch.maximum(x0.abs().flatten(1).quantile(quantile, dim=1).view(-1, 1, 1, 1), limit)
+    return x0.clamp(-reach, reach) * (limit / reach)
+
+
+def guided(alone: Denoise, pair: Pair, guidance: float | GuidanceConfig) -> Denoise:
+    """Denoise as ``guidance``, a scale or a config, makes of a ``pair`` of predictions.
+
+    ``alone`` gives the first of the pair only. It is all that is asked at levels that are not guided, which so cost one
+    prediction instead of two. A learned variance is the first one's. With momentum it serves one run of a sampler.
+    """
+    config = guidance if isinstance(guidance, GuidanceConfig) else GuidanceConfig(scale=guidance)
+    combine = config.build()
 
     def denoise(x: Tensor, level: Level) -> Prediction:
-        with_text, without = both(torch.cat([x, x]), level).x0.chunk(2)
-        return Prediction(torch.lerp(without, with_text, scale))
+        if not config.applies(level):
+            return alone(x, level)
+        told, null = pair(x, level)
+        return told._replace(x0=combine(told.x0, null.x0, x, level))
 
     return denoise
+
+
+def classifier_free(
+    network: nn.Module, process: Process, cond: Condition, null: Condition, scale: float | GuidanceConfig
+) -> Denoise:
+    """Denoise towards ``cond`` and away from ``null`` (Ho & Salimans 2022, arXiv:2207.12598, eq. 6).
+
+    ``null`` holds the empty or the negative prompt, a row for each of ``cond``. A guided level costs an evaluation of
+    the network in a batch of 2 B, any other one in a batch of B, and all are such at scale 1.
+    """
+    return guided(process.denoiser(network, cond), _together(network, process, [cond, null]), scale)
+
+
+def perpendicular(
+    network: nn.Module,
+    process: Process,
+    cond: Condition,
+    negative: Condition,
+    null: Condition,
+    *,
+    scale: float,
+    weight: float = 1.0,
+) -> Denoise:
+    """Denoise towards ``cond`` and away from what of ``negative`` does not speak against it, in a batch of 3 B.
+
+    Perp-Neg (Armandpour et al. 2023, arXiv:2304.04968): x0_null + scale (to_cond - weight perp), where perp is the part
+    of x0_negative - x0_null that is perpendicular to to_cond = x0_cond - x0_null. ``null`` holds the empty prompt.
+    """
+    three = _together(network, process, [cond, negative, null])
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        told, unwanted, without = three(x, level)
+        towards, away = told.x0 - without.x0, unwanted.x0 - without.x0
+        perp = away - parallel_part(away, towards)
+        return told._replace(x0=without.x0 + scale * (towards - weight * perp))
+
+    return denoise
+
+
+def composed(
+    network: nn.Module, process: Process, conds: Sequence[Condition], weights: Sequence[float], null: Condition
+) -> Denoise:
+    """Denoise towards all of N ``conds`` at once, in a batch of (N + 1) B (Liu et al. 2022, arXiv:2206.01714).
+
+    x0_null + sum of weight_i (x0_i - x0_null): a weight is what ``scale`` is for one prompt; below 0 it drives away.
+
+    Raises:
+        ValueError: there are no conditions, or not as many weights.
+    """
+    if not conds or len(conds) != len(weights):
+        raise ValueError(f"{len(weights)} weights for {len(conds)} prompts; give each of one or more prompts a weight")
+    everything = _together(network, process, [*conds, null])
+
+    def denoise(x: Tensor, level: Level) -> Prediction:
+        *told, without = everything(x, level)
+        updates = (weight * (one.x0 - without.x0) for weight, one in zip(weights, told, strict=True))
+        return told[0]._replace(x0=sum(updates, start=without.x0))
+
+    return denoise
+
+
+def autoguidance(denoise: Denoise, worse: Denoise, scale: float | GuidanceConfig) -> Denoise:
+    """Denoise away from a ``worse`` model: a smaller or earlier one (Karras et al. 2024, arXiv:2406.02507)."""
+    return guided(denoise, lambda x, level: (denoise(x, level), worse(x, level)), scale)
+
+
+def classifier_guidance(denoise: Denoise, log_prob: Callable[[Tensor, Level], Tensor], scale: float = 1.0) -> Denoise:
+    """Denoise towards x of which a classifier is sure (Dhariwal & Nichol 2021, arXiv:2105.05233, alg. 2).
+
+    x0 + scale (sigma^2 / alpha) grad log p(y | x), from ``log_prob`` of x (B, C, H, W) and its level, (B,) and
+    differentiable: Bayes' rule for the score. DDIM with eta 1 then shifts the mean by scale beta / sqrt(1 - beta) times
+    the gradient, where alg. 1 has scale beta: the same for small steps. Where alpha is 0, x says nothing of y, and
+    nothing is added.
+    """
+
+    def guide(x: Tensor, level: Level) -> Prediction:
+        said = denoise(x, level)
+        if level.alpha == 0:
+            return said
+        with differentiable():
+            leaf = x.detach().clone().requires_grad_()
+            (slope,) = torch.autograd.grad(log_prob(leaf, level).sum(), leaf)
+        return said._replace(x0=said.x0 + scale * level.sigma**2 / level.alpha * slope)
+
+    return guide
+
+
+@contextmanager
+def differentiable() -> Iterator[None]:
+    """Gradients are recorded within, also where a caller has turned them off with ``torch.inference_mode``."""
+    with torch.inference_mode(False), torch.enable_grad(), _InferenceCloned():
+        yield
+
+
+class _InferenceCloned(TorchFunctionMode):
+    """Autograd refuses tensors made under ``torch.inference_mode``, a prompt's keys and values say, but not copies."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return func(*tree_map(_ordinary, args), **tree_map(_ordinary, kwargs or {}))
+
+
+def _ordinary(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
+
+
+def _together(
+    network: nn.Module, process: Process, conds: Sequence[Condition]
+) -> Callable[[Tensor, Level], list[Prediction]]:
+    """What the network says of the same x under each of N ``conds``, evaluated in one batch of N B."""
+    denoise = process.denoiser(network, Condition.cat(list(conds)))
+
+    def said(x: Tensor, level: Level) -> list[Prediction]:
+        both = denoise(x.repeat(len(conds), 1, 1, 1), level)  # (N B, C, H, W)
+        fields = [len(conds) * [None] if part is None else part.chunk(len(conds)) for part in both]
+        return [Prediction(*parts) for parts in zip(*fields, strict=True)]
+
+    return said

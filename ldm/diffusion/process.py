@@ -1,44 +1,89 @@
-"""The forward process, the training loss, and the network as a denoiser.
+"""The process that a network learns to reverse, and the network as a denoiser of it.
 
 Legend: B batch, C latent channels, H W latent size.
 """
 
 from dataclasses import dataclass
+from math import hypot
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.targets import TARGETS, regressed, to_x0
-from ldm.types import Condition, Denoise, Level, Prediction, Schedule, Target
+from ldm.diffusion.targets import TARGETS, Target, to_x0
+from ldm.types import Condition, Denoise, Level, Prediction, Schedule
 
 
 @dataclass
 class ProcessConfig:
-    target: str = "v"  # what the network regresses: eps | x0 | v
+    """What the network sees and says. It is a part of the model, and not of its training alone."""
+
+    target: str = "v"  # what the network regresses: eps | x0 | v | flow | score | edm
+    unit_input: bool = False  # it sees x / sqrt(alpha^2 + sigma^2): for schedules that let x grow, such as ve
+    learned_variance: bool = False  # it also says how large the variance of a step back is, on as many channels again
     text_dropout: float = 0.1  # share of training samples whose text is replaced by the empty prompt
+    offset_noise: float = 0.0  # size of a part of the training noise that is the same at all places of a channel
+    input_perturbation: float = 0.0  # size of more noise that the network sees and is not asked for (training)
 
     def __post_init__(self) -> None:
         if self.target not in TARGETS:
             raise ValueError(f"target '{self.target}' is not one of {', '.join(TARGETS)}")
         if not 0 <= self.text_dropout <= 1:
             raise ValueError(f"text_dropout {self.text_dropout} is not in [0, 1]; try text_dropout=0.1")
+        for name in ("offset_noise", "input_perturbation"):
+            if not 0 <= getattr(self, name) < 10:
+                raise ValueError(f"{name} {getattr(self, name)} is not in [0, 10); try {name}=0.1")
+
+    def build(self, schedule: Schedule) -> "Process":
+        return Process(schedule, TARGETS[self.target], self.unit_input, self.learned_variance)
+
+
+class Said(NamedTuple):
+    """What a network says, float32: F, and where it learns one a variance as a place between the least and the most."""
+
+    f: Tensor  # (B, C, H, W)
+    variance: Tensor | None  # (B, C, H, W), about in [-1, 1]
+
+
+@dataclass(frozen=True)
+class Process:
+    """A schedule, and what a network that reverses it sees and says."""
+
+    schedule: Schedule
+    target: Target = TARGETS["v"]
+    unit_input: bool = False
+    learned_variance: bool = False
+
+    def said(self, network: nn.Module, x: Tensor, level: Level, cond: Any) -> Said:
+        """What ``network`` says of ``x`` (B, C, H, W) at ``level``, told ``cond`` or what it prepared of that."""
+        t = level.t.flatten() if isinstance(level.t, Tensor) else torch.full((len(x),), level.t, device=x.device)
+        said = network(unit(x, level) if self.unit_input else x, t, cond).float()  # (B, C or 2 C, H, W)
+        if not self.learned_variance:
+            return Said(said, None)
+        f, variance = said.chunk(2, dim=1)  # 2 (B, C, H, W)
+        return Said(f, variance)
+
+    def denoiser(self, network: nn.Module, cond: Condition) -> Denoise:
+        """``network`` as x, level -> x0, for fixed text whose keys and values are computed here, once."""
+        prepared = network.prepare(cond)  # type: ignore[operator]
+
+        def denoise(x: Tensor, level: Level) -> Prediction:
+            f, variance = self.said(network, x, level, prepared)
+            return Prediction(to_x0(self.target, f, x, level), variance=variance)
+
+        return denoise
+
+
+def unit(x: Tensor, level: Level) -> Tensor:
+    """``x`` over its standard deviation at ``level``, where x0's is 1 (EDM's c_in, arXiv:2206.00364, Table 1)."""
+    if isinstance(level.alpha, Tensor) or isinstance(level.sigma, Tensor):
+        return x / torch.hypot(torch.as_tensor(level.alpha), torch.as_tensor(level.sigma))
+    return x / hypot(level.alpha, level.sigma)
 
 
 def noised(x0: Tensor, noise: Tensor, level: Level) -> Tensor:
     """x = alpha x0 + sigma noise (DDPM, arXiv:2006.11239, eq. 4)."""
     return level.alpha * x0 + level.sigma * noise
-
-
-def loss(
-    network: nn.Module, target: Target, schedule: Schedule, x0: Tensor, cond: Condition, t: Tensor, noise: Tensor
-) -> Tensor:
-    """The simple loss of each sample (B,): the mean squared error of F (DDPM, arXiv:2006.11239, eq. 14).
-
-    ``x0`` and ``noise`` are (B, C, H, W), ``t`` (B,) in (0, 1].
-    """
-    level = schedule.level(t)
-    said = network(noised(x0, noise, level), t, cond)  # (B, C, H, W)
-    return (said.float() - regressed(target, x0, noise, level)).square().mean(dim=(1, 2, 3))
 
 
 def drop_text(cond: Condition, null: Condition, share: float, generator: torch.Generator) -> Condition:
@@ -52,14 +97,3 @@ def drop_text(cond: Condition, null: Condition, share: float, generator: torch.G
         torch.where(rows[:, None], null.pooled, cond.pooled),
         torch.where(rows[:, None], null.mask, cond.mask),
     )
-
-
-def denoiser(network: nn.Module, target: Target, cond: Condition) -> Denoise:
-    """``network`` as x, level -> x0, for fixed text whose keys and values are computed here, once."""
-    prepared = network.prepare(cond)  # type: ignore[operator]
-
-    def denoise(x: Tensor, level: Level) -> Prediction:
-        t = torch.full((len(x),), float(level.t), device=x.device)  # (B,)
-        return Prediction(to_x0(target, network(x, t, prepared).float(), x, level))
-
-    return denoise

@@ -1,8 +1,11 @@
 """What the network regresses: F = a x0 + b noise, and the one inversion that serves every choice of (a, b)."""
 
+from math import hypot
+
+import torch
 from torch import Tensor
 
-from ldm.types import Level, Scalar, Target
+from ldm.types import Level, Scalar, Schedule, Target
 
 
 def eps(level: Level) -> tuple[Scalar, Scalar]:
@@ -16,11 +19,53 @@ def x0(level: Level) -> tuple[Scalar, Scalar]:
 
 
 def v(level: Level) -> tuple[Scalar, Scalar]:
-    """Velocity, F = alpha noise - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512, App. D)."""
+    """Velocity, F = alpha noise - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512, App. D).
+
+    On a straight-line schedule this is not ``flow``: it differs by x's standard deviation there.
+    """
     return -level.sigma, level.alpha
 
 
-TARGETS: dict[str, Target] = {"eps": eps, "x0": x0, "v": v}
+def flow(level: Level) -> tuple[Scalar, Scalar]:
+    """Velocity of the straight line from data to noise, F = noise - x0 (Liu et al. 2022, arXiv:2209.03003, eq. 1)."""
+    return -1.0, 1.0
+
+
+def score(level: Level) -> tuple[Scalar, Scalar]:
+    """The score of x given x0, F = -noise / sigma (Song & Ermon 2019, arXiv:1907.05600, Sec. 4.2)."""
+    return 0.0, -1 / level.sigma
+
+
+def edm(level: Level) -> tuple[Scalar, Scalar]:
+    """F of EDM's preconditioned denoiser for data of unit variance (Karras et al. 2022, arXiv:2206.00364, eq. 7, 8).
+
+    (x0 - c_skip y) / c_out for y = x / alpha. Where alpha^2 + sigma^2 = 1 it is ``v`` with its sign turned.
+    """
+    alpha, sigma = level.alpha, level.sigma
+    if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
+        norm: Scalar = torch.hypot(torch.as_tensor(alpha), torch.as_tensor(sigma))
+    else:
+        norm = hypot(alpha, sigma)
+    return sigma / norm, -alpha / norm
+
+
+def posterior_mean(schedule: Schedule, steps: int = 1_000) -> Target:
+    """The mean of DDPM's posterior one of ``steps`` steps back (Ho et al. 2020, arXiv:2006.11239, eq. 7), as a target.
+
+    What a network regresses that says where the reverse step goes, before it is told apart into x0 and noise.
+    """
+
+    def target(level: Level) -> tuple[Scalar, Scalar]:
+        t = level.t.flatten() if isinstance(level.t, Tensor) else level.t
+        to = schedule.level((t - 1 / steps).clamp(min=0) if isinstance(t, Tensor) else max(0.0, t - 1 / steps))
+        left = (to.nsr / level.nsr) ** 2  # share of the noise's variance that the step leaves
+        pull = to.alpha * (1 - left)  # mean = pull x0 + (to.alpha / alpha) left x
+        return pull + to.alpha * left, to.alpha * left * level.nsr
+
+    return target
+
+
+TARGETS: dict[str, Target] = {"eps": eps, "x0": x0, "v": v, "flow": flow, "score": score, "edm": edm}
 
 
 def regressed(target: Target, clean: Tensor, noise: Tensor, level: Level) -> Tensor:
@@ -33,3 +78,9 @@ def to_x0(target: Target, said: Tensor, x: Tensor, level: Level) -> Tensor:
     """x0 from what the network said of ``x``: solve x = alpha x0 + sigma noise and F = a x0 + b noise for x0."""
     a, b = target(level)
     return (b * x - level.sigma * said) / (level.alpha * b - level.sigma * a)
+
+
+def gain(target: Target, level: Level) -> Scalar:
+    """What an error of x0 is multiplied by to give the error of F that makes it, but for the sign."""
+    a, b = target(level)
+    return (level.alpha * b - level.sigma * a) / level.sigma

@@ -19,7 +19,8 @@ from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, from_bytes, read_i
 from ldm.evaluation.prompts import SEED, STREAM, Prompt
 from ldm.evaluation.reader import read
 from ldm.evaluation.score import Score, Verdict, judge, tally
-from ldm.pipeline import SampleConfig, TextToImage
+from ldm.pipeline import TextToImage
+from ldm.sampling import Sampling
 
 LOSSLESS = (".png", ".bmp")
 AT_ONCE = 64  # pictures that pass through the autoencoder together
@@ -48,7 +49,7 @@ def drawn_by(
     model: TextToImage,
     prompts: list[Prompt],
     *,
-    sampling: SampleConfig | None = None,
+    sampling: Sampling | None = None,
     seed: int = 0,
     precision: str = "fp32",
     progress: Callable[[int], object] | None = None,

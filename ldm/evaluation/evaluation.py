@@ -13,7 +13,7 @@ from ldm.evaluation.benchmark import Pictures, ceiling, drawn_by, floor, mark, t
 from ldm.evaluation.general import Sources, general
 from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.report import Report
-from ldm.evaluation.score import tally
+from ldm.evaluation.score import Score, tally
 from ldm.evaluation.text_use import text_use
 from ldm.pipeline import TextToImage
 from ldm.run import Run
@@ -29,10 +29,10 @@ class Drawer:
     seed: int = 0
     precision: str = "fp32"
 
-    def __call__(self, prompts: list[Prompt], title: str, **settings: Any) -> Pictures:
-        """The pictures (N, S, S, 3); ``settings`` take the place of the model's own, as scale=2."""
-        sampling = replace(self.model.sampling, **settings)
-        with tqdm(total=len(prompts) * sampling.steps, desc=title, unit="step", dynamic_ncols=True) as bar:
+    def __call__(self, prompts: list[Prompt], title: str, *overrides: str) -> Pictures:
+        """The pictures (N, S, S, 3); ``overrides`` take the place of the model's own settings (``Sampling.but``)."""
+        sampling = self.model.sampling.but(*overrides)
+        with tqdm(total=len(prompts) * sampling.sample.steps, desc=title, unit="step", dynamic_ncols=True) as bar:
             return drawn_by(
                 self.model,
                 prompts,
@@ -66,17 +66,18 @@ def score_model(draw: Drawer, run: Run, prompts: list[Prompt], what: dict[str, A
 
 def with_sweeps(report: Report, draw: Drawer, prompts: list[Prompt], sweeps: dict[str, list[float]]) -> Report:
     """The report with a score on ``prompts`` for each value of each setting that is swept."""
-    scores = {
-        key: {value: mark(prompts, draw(prompts, f"{key} {value:g}", **{key: value})).score for value in sorted(values)}
-        for key, values in sweeps.items()
-    }
+
+    def score(setting: str) -> Score:
+        return mark(prompts, draw(prompts, setting, setting)).score
+
+    scores = {key: {value: score(f"{key}={value:g}") for value in sorted(values)} for key, values in sweeps.items()}
     return replace(report, sweeps=scores)
 
 
 def with_text_use(report: Report, model: TextToImage, run: Run) -> Report:
     """The report with the validation losses by caption, where the run's own data is at hand."""
     try:
-        batches = first_batches(run.data.build("val"), model.sampling.batch, TEXT_USE_SAMPLES)
+        batches = first_batches(run.data.build("val"), model.sampling.sample.batch, TEXT_USE_SAMPLES)
         held_out = [model.encode(batch) for batch in tqdm(batches, desc="held-out data", unit="batch")]
     except (ValueError, OSError) as error:
         note = f"Whether the text is used was left out: the model's own data is not here ({error})."

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.data.latents import Latents
-from ldm.diffusion.process import loss
-from ldm.diffusion.targets import TARGETS
+from ldm.diffusion.loss import loss
 from ldm.pipeline import TextToImage
 from ldm.types import Condition
 
@@ -56,7 +55,7 @@ def text_use(model: TextToImage, held_out: Sequence[Latents]) -> TextUse:
     with none than with another, a wrong caption misleads, which is what listening means. The other caption is that of
     the next sample of the batch whose caption differs.
     """
-    network, target, null = model.denoiser, TARGETS[model.process.target], model.text([""]).to(model.device)
+    network, null = model.denoiser, model.text([""]).to(model.device)
     generator = torch.Generator().manual_seed(0)
     bands = min(BANDS, len(held_out[0].latent))
     sums, counts = (torch.zeros(3, bands, dtype=torch.float64) for _ in range(2))
@@ -69,7 +68,7 @@ def text_use(model: TextToImage, held_out: Sequence[Latents]) -> TextUse:
         for kind, (told, counted) in enumerate(
             ((cond, every), (cond[others], differs), (null.repeat(len(latent)), every))
         ):
-            each = loss(network, target, model.schedule, latent, told, t.to(latent.device), noise)  # (B,)
+            each = loss(network, model.process, latent, told, t.to(latent.device), noise)  # (B,)
             sums[kind].index_add_(0, band[counted], each.double().cpu()[counted])
             counts[kind] += band[counted].bincount(minlength=bands)
     true, shuffled, empty = (sums / counts).tolist()

@@ -1,8 +1,13 @@
-"""The one step that every sampler is made of."""
+"""The steps that samplers are made of. All are straight lines in y = x / alpha over nsr = sigma / alpha.
+
+In these variables the probability-flow ODE of every schedule is dy / d nsr = noise, where x0 = y - nsr noise.
+"""
+
+from math import sqrt
 
 from torch import Tensor
 
-from ldm.types import Level
+from ldm.types import Denoise, Level
 
 
 def move(x: Tensor, x0: Tensor, now: Level, to: Level) -> Tensor:
@@ -12,3 +17,37 @@ def move(x: Tensor, x0: Tensor, now: Level, to: Level) -> Tensor:
     probability-flow ODE in the variables of Karras et al. 2022 (arXiv:2206.00364).
     """
     return to.alpha * x0 + (to.sigma / now.sigma) * (x - now.alpha * x0)
+
+
+def along(x: Tensor, noise: Tensor, now: Level, to: Level) -> Tensor:
+    """``x`` at level ``now`` taken to level ``to`` along ``noise``, which ``x0`` need not imply; now.alpha is not 0."""
+    return (to.alpha / now.alpha) * x + (to.sigma - to.alpha * now.sigma / now.alpha) * noise
+
+
+def implied_noise(x: Tensor, x0: Tensor, level: Level) -> Tensor:
+    """The noise of ``x`` at ``level``, from its clean ``x0``; level.sigma is not 0."""
+    return (x - level.alpha * x0) / level.sigma
+
+
+def heun_step(denoise: Denoise, x: Tensor, x0: Tensor, now: Level, to: Level) -> Tensor:
+    """``x`` taken to ``to`` along the mean of the noise at both ends (Karras et al. 2022, arXiv:2206.00364, alg. 1).
+
+    One more call of ``denoise``, but for a step from no signal or to no noise, where one end has no slope: that is
+    ``move``.
+    """
+    ahead = move(x, x0, now, to)
+    if now.alpha == 0 or to.sigma == 0:
+        return ahead
+    there = implied_noise(ahead, denoise(ahead, to).x0, to)
+    return along(x, (implied_noise(x, x0, now) + there) / 2, now, to)
+
+
+def renewed(now: Level, to: Level, eta: float) -> tuple[Level, float]:
+    """(kept, fresh): where to ``move`` and how much new noise to add there, to arrive at ``to`` with its sigma.
+
+    fresh^2 is eta^2 times the variance of DDPM's posterior (DDIM, Song et al. 2021, arXiv:2010.02502, eq. 16), and
+    kept.sigma^2 + fresh^2 = to.sigma^2. In Karras' variables these are the sigma_down and sigma_up of k-diffusion.
+    """
+    left = (to.nsr / now.nsr) ** 2  # share of the variance at ``now`` that there is at ``to``
+    kept = to.sigma * sqrt(1 - eta**2 + eta**2 * left)  # not to.sigma^2 - fresh^2, which cancels
+    return Level(to.t, to.alpha, kept), eta * float(to.sigma) * sqrt(1 - left)

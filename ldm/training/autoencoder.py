@@ -29,7 +29,7 @@ class AutoencoderTask:
         config: TrainConfig,
         save: Callable[[Autoencoder], None],
     ) -> None:
-        self.network, self.save = network, save
+        self.network, self.learned, self.save = network, nn.Module(), save
         self.reconstruction = reconstruction.build()
         self.train, self.config = train, config
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))

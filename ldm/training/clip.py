@@ -34,6 +34,7 @@ class ClipTask:
         from open_clip import ClipLoss  # takes seconds to import
 
         self.network: nn.Module = build_clip(text, size, vocabulary)
+        self.learned = nn.Module()
         self.text, self.vocabulary, self.save = text, vocabulary, save
         self.train, self.config = train, config
         self.contrastive = ClipLoss()

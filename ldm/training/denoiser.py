@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from ldm.data.latents import Latents
 from ldm.data.loader import batches, first_batches
-from ldm.diffusion.process import drop_text, loss
-from ldm.diffusion.targets import TARGETS
+from ldm.diffusion.loss import DenoisingLoss
+from ldm.diffusion.process import drop_text
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.report import curve
@@ -24,14 +24,6 @@ from ldm.types import Batch
 NUM_PICTURES = 16  # in a sample grid
 
 
-def evenly_spread(count: int, generator: torch.Generator) -> Tensor:
-    """Times (count,), each uniform on (0, 1] and together evenly spread (Kingma et al. 2021, arXiv:2107.00630, I.1).
-
-    The loss so varies less from batch to batch than with independent times.
-    """
-    return 1 - (torch.rand(1, generator=generator) + torch.arange(count) / count) % 1
-
-
 class DenoiserTask:
     """``train`` yields ``Latents`` (from the cache) or ``Batch`` (encoded here, as they come)."""
 
@@ -40,16 +32,20 @@ class DenoiserTask:
     def __init__(
         self,
         model: TextToImage,
+        objective: DenoisingLoss,
         train: Any,
         val: Any,
         config: TrainConfig,
         save: Callable[[nn.Module, bool], None],
+        *,
+        text_dropout: float,
         prompts: Sequence[Prompt] = (),
     ) -> None:
         """``save`` takes the network, and whether it is the best so far; ``prompts`` are those of the score."""
         self.model, self.network = model, model.denoiser
+        self.objective, self.text_dropout = objective, text_dropout
+        self.learned: nn.Module = objective.times
         self.train, self.config, self.save, self.scored = train, config, save, list(prompts)
-        self.target = TARGETS[model.process.target]
         held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.prompts = held_out[0].captions[:NUM_PICTURES]
         self.held_out = [self._latents(batch) for batch in held_out]
@@ -65,11 +61,8 @@ class DenoiserTask:
     def loss(self, network: nn.Module, batch: Batch | Latents, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
-        cond = drop_text(cond, self.null, self.model.process.text_dropout, generator)
-        t = evenly_spread(len(latent), generator)
-        noise = torch.randn(latent.shape, generator=generator).to(latent.device)
-        each = loss(network, self.target, self.model.schedule, latent, cond, t.to(latent.device), noise)  # (B,)
-        return each.mean(), {}
+        cond = drop_text(cond, self.null, self.text_dropout, generator)
+        return self.objective(network, latent, cond, generator).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The mean loss with the true, another and no caption on held-out latents, overall and by band of time."""

@@ -34,6 +34,11 @@ class Task(Protocol):
     @property
     def network(self) -> nn.Module: ...
 
+    @property
+    def learned(self) -> nn.Module:
+        """Holds what else the task has learned so far, for the checkpoints; an empty module where that is nothing."""
+        ...
+
     def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
         """Endless batches of this rank from micro-step ``start`` on."""
         ...
@@ -206,6 +211,8 @@ class Trainer:
             tensors = {"weights": self.network.state_dict(), "optimizer": checkpoint.optimizer_tensors(opt)}
             if self.average is not None:
                 tensors["ema"] = self.average.state_dict()
+            if learned := self.task.learned.state_dict():
+                tensors["learned"] = learned
             facts = {"config": self.described, "torch": torch.__version__, "conditions": self._conditions()}
             self._quietly(self.task.export)  # first: a finished run that is started again exports no more
             checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep)
@@ -222,6 +229,8 @@ class Trainer:
         checkpoint.load_optimizer(opt, read_tensors(path / "optimizer.safetensors"))
         if self.average is not None:
             load_weights(self.average, path / "ema.safetensors")
+        if self.task.learned.state_dict():
+            load_weights(self.task.learned, path / "learned.safetensors")
         self.accelerator.print(f"going on from {path}")
         return int(state["step"])
 

@@ -59,6 +59,13 @@ def test_output_has_the_latents_shape_and_is_zero_at_first(
 
 
 @every_network
+def test_a_network_may_say_more_channels_than_it_sees(name: str) -> None:
+    x, t, cond = draw()
+    sizes = {"channels": CHANNELS, "text_width": TEXT_WIDTH, "pooled_width": POOLED_WIDTH}
+    assert CONFIGS[name].build(**sizes, out_channels=2 * CHANNELS)(x, t, cond).shape == (4, 2 * CHANNELS, 8, 8)
+
+
+@every_network
 def test_time_tokens_and_pooled_text_each_change_the_output(name: str) -> None:
     net = build(name)
     x, t, cond = draw()

@@ -5,9 +5,9 @@ import torch
 from torch import nn
 
 from ldm.data.latents import Latents
-from ldm.diffusion.process import ProcessConfig, loss
+from ldm.diffusion.loss import loss
+from ldm.diffusion.process import Process
 from ldm.diffusion.schedules import CosineConfig
-from ldm.diffusion.targets import TARGETS
 from ldm.evaluation.text_use import BANDS, text_use
 from ldm.pipeline import TextToImage
 from ldm.types import Condition
@@ -44,10 +44,7 @@ def silence(texts):
 
 
 def model(network):
-    schedule = CosineConfig().build()
-    return TextToImage(
-        network, None, lambda texts: condition(torch.zeros(len(texts), *SHAPE)), schedule, ProcessConfig()
-    )
+    return TextToImage(network, None, silence, Process(CosineConfig().build()))
 
 
 @pytest.fixture
@@ -74,7 +71,7 @@ def test_the_mean_loss_is_that_of_all_samples_at_evenly_spread_times(held_out):
     for latent, cond in held_out:
         t = (torch.arange(32) + 0.5) / 32
         noise = torch.randn(latent.shape, generator=generator)
-        total += loss(network, TARGETS["v"], CosineConfig().build(), latent, cond, t, noise).sum().item()
+        total += loss(network, Process(CosineConfig().build()), latent, cond, t, noise).sum().item()
     assert text_use(model(network), held_out).figures()["loss"] == pytest.approx(total / 64, rel=1e-5)
 
 

@@ -21,13 +21,14 @@ import torch
 from conftest import TINY
 from PIL import Image
 
-from ldm.config import load
+from ldm.config import from_dict, load
 from ldm.data.scene import TRAINED
 from ldm.evaluation.benchmark import true_pictures
 from ldm.evaluation.prompts import CATEGORIES, read_prompts
 from ldm.folders import load_model
 from ldm.metadata import read_settings
 from ldm.run import Run
+from ldm.sampling import Sampling
 from ldm.training.checkpoint import newest
 from ldm.training.log import read
 
@@ -130,7 +131,7 @@ def test_settings_of_an_image_may_be_changed(draw, tmp_path):
     changed = ("--steps", 3, "--prompt", "a ring", "--negative-prompt", "", "--precision", "bf16")
     (other,) = draw("--from-image", one, *changed, folder=tmp_path / "other")
     settings = read_settings(other)
-    assert (settings.prompt, settings.steps, settings.seed) == ("a ring", 3, 5)
+    assert (settings.prompt, settings.sampling["sample"]["steps"], settings.seed) == ("a ring", 3, 5)
     assert (settings.negative_prompt, settings.precision) == ("", "bf16")
 
 
@@ -139,8 +140,15 @@ def test_settings_of_an_image_may_be_changed(draw, tmp_path):
 )
 def test_options_go_by_the_names_of_other_programs_too(draw, steps, scale):
     (image,) = draw("--prompt", "a star", steps, 3, scale, 1.5, "--ddim_eta", 0.5)
-    settings = read_settings(image)
-    assert (settings.steps, settings.scale, settings.eta) == (3, 1.5, 0.5)
+    sampling = from_dict(Sampling, read_settings(image).sampling)
+    assert (sampling.sample.steps, sampling.guidance.scale, sampling.sampler.eta) == (3, 1.5, 0.5)
+
+
+def test_any_setting_of_how_to_draw_can_be_given(draw):
+    (image,) = draw("--prompt", "a star", "--sampler", "dpm_solver_pp", "--set", "grid=karras", "guidance.rescale=0.5")
+    sampling = read_settings(image).sampling
+    assert (sampling["sampler"]["name"], sampling["grid"]["name"]) == ("dpm_solver_pp", "karras")
+    assert sampling["guidance"]["rescale"] == 0.5
 
 
 def test_any_prompt_gives_an_image_with_a_safe_name(draw):
@@ -269,7 +277,7 @@ def test_evaluating_a_model_writes_a_report_with_every_figure(evaluated):
     figures = evaluated.figures
     assert figures["score"]["overall"]["of"] == len(figures["pictures"]) == 20
     assert figures["score"]["categories"].keys() == figures["ceiling"]["categories"].keys() == {*CATEGORIES}
-    assert figures["sweeps"]["scale"].keys() == {"1", "3"}
+    assert figures["sweeps"]["guidance.scale"].keys() == {"1", "3"}
     assert figures["what"]["steps"] == 2 and figures["seconds_per_image"] > 0
     assert figures["text_use"].keys() == {"true", "shuffled", "empty"}
     assert len(list((evaluated.folder / "images").glob("*.png"))) == 20
@@ -300,7 +308,7 @@ def test_pictures_of_another_program_are_scored(tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--sweep", "seed=1,2"], "one of scale, steps, eta can be swept"),
+        (["--sweep", "seed=1,2"], "unknown section 'seed'"),
         (["--sweep", "steps=1.5"], "'1.5' is no list of numbers"),
         (["--prompts-per-category", 0], "0 prompts per category are too few"),
         (["--images", "data/sample", "--steps", 3], "leave out the model"),

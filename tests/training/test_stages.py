@@ -1,6 +1,7 @@
 """The whole chain on tiny settings: train, cache, train, save, load, draw; and what happens when it is interrupted."""
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -9,11 +10,21 @@ import torch
 from ldm.config import load
 from ldm.data.latents import StaleCache
 from ldm.data.loader import first_batches
+from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.prompts import CATEGORIES, prompt_set
 from ldm.files import BrokenFile, read_tensors
-from ldm.folders import load_model
+from ldm.folders import load_classifier, load_model
+from ldm.parts import frozen_stages
 from ldm.run import Run
-from ldm.stages import cache_latents, frozen_stages, scored_prompts, train_autoencoder, train_clip, train_ldm
+from ldm.stages import (
+    cache_latents,
+    scored_prompts,
+    train_autoencoder,
+    train_classifier,
+    train_clip,
+    train_ldm,
+)
+from ldm.steering import by_classifier, by_worse_model
 from ldm.training.checkpoint import newest, saved
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.log import read
@@ -28,7 +39,7 @@ def trained(tmp_path_factory):
 
     torch.set_num_threads(1)
     run = load(Run, None, [*TINY, "cache.use=always", f"out={tmp_path_factory.mktemp('run')}"])
-    for train in (train_autoencoder, train_clip, train_ldm):
+    for train in (train_autoencoder, train_clip, train_ldm, train_classifier):
         train(run, CPU)
     return run
 
@@ -52,13 +63,14 @@ def test_a_saved_folder_reproduces_its_images(trained, tmp_path):
 
 
 def test_every_stage_logs_validates_draws_and_plots(trained):
-    for stage in ("autoencoder", "clip", "denoiser"):
+    for stage in ("autoencoder", "clip", "denoiser", "classifier"):
         folder = Path(trained.out, "training", stage)
         lines = read(folder / "log.jsonl")
         assert {line["step"] for line in lines} == {1, 2, 3, 4}
         assert any(name.startswith("val_") for line in lines for name in line)
         assert (folder / "curves.png").stat().st_size > 0
-        assert (folder / "samples" / "00000004.png").stat().st_size > 0
+        kind = "svg" if stage == "classifier" else "png"  # which draws a curve, not pictures
+        assert (folder / "samples" / f"00000004.{kind}").stat().st_size > 0
 
 
 def test_a_run_stopped_at_half_goes_on_to_the_same_weights(trained, tmp_path, tiny):
@@ -252,6 +264,35 @@ def test_a_score_looks_at_prompts_that_the_runs_own_pictures_can_fulfil(tiny):
     assert not any("small" in prompt.text for prompt in one)
     assert scored_prompts(load(Run, None, tiny)) == []
     assert scored_prompts(load(Run, None, [*config, "data=folder", "data.path=data/sample"])) == []
+
+
+def test_a_classifier_steers_and_is_refused_by_a_model_of_other_latents_or_levels(trained, tmp_path):
+    folder = Path(trained.out, "classifier")
+    model = load_model(Path(trained.out, "model"))
+    classifier = load_classifier(folder, model)
+    steered = images(f"{trained.out}/model", steer=by_classifier(classifier, 30.0))
+    assert not torch.allclose(steered, images(f"{trained.out}/model"), atol=1e-3)
+    other = load_model(Path(trained.out, "model"))
+    other.process = replace(other.process, schedule=SCHEDULES["linear"]().build())
+    with pytest.raises(ValueError, match="another noise schedule"):
+        load_classifier(folder, other)
+    with torch.no_grad():
+        model.autoencoder.mean += 1
+    with pytest.raises(ValueError, match="latents of another autoencoder"):
+        load_classifier(folder, model)
+
+
+def test_a_classifiers_losses_lie_near_those_of_one_who_guesses_at_first(trained):
+    lines = read(Path(trained.out, "training", "classifier", "log.jsonl"))
+    last = [line for line in lines if "val_loss" in line][-1]
+    assert 0 < last["val_loss_blind"] < 0.7 and 0 < last["val_loss"] < 1
+
+
+def test_a_model_steers_away_from_a_worse_one(trained):
+    model = load_model(Path(trained.out, "model"))
+    plain = images(f"{trained.out}/model")
+    assert torch.equal(plain, images(f"{trained.out}/model", steer=by_worse_model(model, 1.0)))
+    assert not torch.allclose(plain, images(f"{trained.out}/model", steer=by_worse_model(model, 3.0)), atol=1e-6)
 
 
 def test_a_run_with_a_base_model_starts_from_its_denoiser_and_takes_its_other_parts(trained, tmp_path, tiny, capsys):

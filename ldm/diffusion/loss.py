@@ -1,0 +1,70 @@
+"""The training loss of a denoiser, over any schedule, target, weight and distribution of times.
+
+Legend: B batch, C latent channels, H W latent size.
+"""
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.posterior import step_back
+from ldm.diffusion.process import Process, Said, noised
+from ldm.diffusion.targets import regressed, to_x0
+from ldm.diffusion.times import TimeSampler
+from ldm.diffusion.vlb import vlb_term
+from ldm.diffusion.weights import PlainConfig, Weight, rate
+from ldm.types import Condition, Level, Prediction
+
+VLB_STEPS = 1_000  # of the bound that a learned variance is trained by
+VLB_SHARE = 1e-3  # lambda of L_simple + lambda L_vlb, which is in bits per dimension
+
+
+def loss(network: nn.Module, process: Process, x0: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+    """The plain loss of each sample (B,): the mean squared error of F (DDPM, arXiv:2006.11239, eq. 14).
+
+    ``x0`` and ``noise`` are (B, C, H, W), ``t`` (B,) in (0, 1].
+    """
+    level = process.schedule.level(t)
+    said = process.said(network, noised(x0, noise, level), level, cond)
+    return (said.f - regressed(process.target, x0, noise, level)).square().mean(dim=(1, 2, 3))
+
+
+@dataclass
+class DenoisingLoss:
+    """What is minimised: the loss of ``process`` weighted, at times that ``times`` draws.
+
+    Where a variance is learned, iDDPM's hybrid (arXiv:2102.09672, Sec. 3.1).
+    """
+
+    process: Process
+    times: TimeSampler
+    weight: Weight = field(default_factory=PlainConfig)
+    offset_noise: float = 0.0
+    input_perturbation: float = 0.0
+
+    def __call__(self, network: nn.Module, x0: Tensor, cond: Condition, generator: torch.Generator) -> Tensor:
+        """The weighted loss of each sample (B,) of latents ``x0`` (B, C, H, W); every draw is ``generator``'s."""
+        process = self.process
+        t, importance = (part.to(x0.device) for part in self.times(len(x0), generator))  # 2 (B,)
+        noise = torch.randn(x0.shape, generator=generator)
+        if self.offset_noise:  # so that the mean of a channel is noised as much as the rest of it (Guttenberg 2023)
+            noise = noise + self.offset_noise * torch.randn(*x0.shape[:2], 1, 1, generator=generator)
+        seen = noise
+        if self.input_perturbation:  # DDPM-IP (Ning et al. 2023, arXiv:2301.11706, alg. 1): errors met when sampling
+            seen = noise + self.input_perturbation * torch.randn(x0.shape, generator=generator)
+        noise, seen = noise.to(x0.device), seen.to(x0.device)
+        level = process.schedule.level(t)
+        said = process.said(network, noised(x0, seen, level), level, cond)
+        error = (said.f - regressed(process.target, x0, noise, level)).square()  # (B, C, H, W)
+        each = (self.weight.on_f(process.target, level, rate(process.schedule, t)) * error).mean(dim=(1, 2, 3))  # (B,)
+        if said.variance is not None:
+            each = each + self._bound(said, x0, noised(x0, seen, level), level, t)
+        self.times.observe(t, each)
+        return importance * each
+
+    def _bound(self, said: Said, x0: Tensor, x: Tensor, level: Level, t: Tensor) -> Tensor:
+        """The hybrid's share of L_vlb (B,), which trains the variance alone (arXiv:2102.09672, eq. 16)."""
+        prediction = Prediction(to_x0(self.process.target, said.f, x, level), variance=said.variance)
+        to = step_back(self.process.schedule, t, VLB_STEPS)
+        return VLB_SHARE * VLB_STEPS * vlb_term(prediction, x0, x, level, to)

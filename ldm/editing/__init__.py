@@ -1,0 +1,26 @@
+"""Pictures from pictures: variation, inpainting and linear inverse problems, as wrappers of a denoiser or a sampler."""
+
+from ldm.editing.edits import filled, restored, varied
+from ldm.editing.image_to_image import image_to_image
+from ldm.editing.inpainting import keep_known, latent_mask
+from ldm.editing.operators import Blur, Downscale, Masked, Operator, Projections
+from ldm.editing.posterior import ddnm, dps
+from ldm.editing.resampling import ResamplingConfig, resampled
+
+__all__ = [
+    "Blur",
+    "Downscale",
+    "Masked",
+    "Operator",
+    "Projections",
+    "ResamplingConfig",
+    "ddnm",
+    "dps",
+    "filled",
+    "image_to_image",
+    "keep_known",
+    "latent_mask",
+    "resampled",
+    "restored",
+    "varied",
+]

@@ -1,0 +1,60 @@
+"""Edits of pictures for ``TextToImage``: each a ``Walk`` of its sampler, a ``Steer`` of its denoiser, or both.
+
+    model([prompt], walk=varied(model, image, 0.6))
+    steer, walk = filled(model, image, mask, ResamplingConfig())
+    model([prompt], steer=steer, walk=walk)
+    model([prompt], steer=restored(model, operator, y))
+
+Legend: H W image size, f the autoencoder's factor, m number of measurements.
+"""
+
+import torch
+from torch import Tensor
+
+from ldm.editing.image_to_image import image_to_image
+from ldm.editing.inpainting import keep_known, latent_mask
+from ldm.editing.operators import Operator
+from ldm.editing.posterior import dps
+from ldm.editing.resampling import ResamplingConfig
+from ldm.pipeline import Steer, TextToImage, Walk, from_noise
+from ldm.types import Denoise, Grid, Noise, Sampler
+
+
+def varied(model: TextToImage, image: Tensor, strength: float) -> Walk:
+    """A walk to pictures like ``image`` (1, 3, H, W) in [-1, 1]; ``strength`` 0 keeps it, 1 forgets it."""
+    latent = _encoded(model, image)
+
+    def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
+        return image_to_image(denoise, sampler, grid, latent, strength, noise)
+
+    return walk
+
+
+def filled(
+    model: TextToImage, image: Tensor, mask: Tensor, resampling: ResamplingConfig | None = None
+) -> tuple[Steer, Walk]:
+    """How ``image`` (1, 3, H, W) is drawn anew where ``mask`` (1, 1, H, W) is 1, with what is around it.
+
+    With ``resampling`` that takes the place of the model's sampler and is given more time to make both fit.
+    """
+    latent, free = _encoded(model, image), latent_mask(mask, model.autoencoder.factor).to(model.device)
+
+    def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
+        return from_noise(resampling or sampler, denoise, grid, noise)
+
+    return lambda denoise, prompts: keep_known(denoise, latent, free), walk
+
+
+def restored(model: TextToImage, operator: Operator, y: Tensor, *, zeta: float = 1.0, std: float = 0.0) -> Steer:
+    """Towards pictures of which ``operator`` measures ``y`` (1, ...), with noise of ``std``, through the decoder."""
+    y = y.to(model.device)
+
+    def measure(latent: Tensor) -> Tensor:
+        return operator.apply(model.autoencoder.decode(latent, clamp=False))
+
+    return lambda denoise, prompts: dps(denoise, measure, y.expand(len(prompts), *y.shape[1:]), zeta=zeta, std=std)
+
+
+def _encoded(model: TextToImage, image: Tensor) -> Tensor:
+    with torch.no_grad():
+        return model.autoencoder.encode(image.to(model.device))

@@ -1,0 +1,28 @@
+"""Variations of a picture: noise it part of the way, and denoise."""
+
+from torch import Tensor
+
+from ldm.diffusion.process import noised
+from ldm.types import Denoise, Grid, Noise, Sampler
+
+
+def image_to_image(
+    denoise: Denoise, sampler: Sampler, grid: Grid, latent: Tensor, strength: float, noise: Noise
+) -> Tensor:
+    """Clean latents (B, C, H, W) like ``latent``, the less so the more ``strength`` (SDEdit, arXiv:2108.01073, alg. 1).
+
+    ``sampler`` starts from the noised ``latent`` at the level of ``grid`` whose time is nearest to ``strength``. At
+    the grid's first level it starts from noise alone, even where the schedule keeps a trace of data to the end:
+    strength 1 is sampling from nothing. Strength 0 returns ``latent``.
+
+    Raises:
+        ValueError: the strength is not in [0, 1].
+    """
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength {strength} is not in [0, 1]; try strength=0.6")
+    start = min(range(len(grid)), key=lambda i: abs(float(grid[i].t) - strength))
+    if start == len(grid) - 1:
+        return latent
+    rest = Grid(grid[start:], grid.schedule)
+    x = noised(latent, noise(), rest[0]) if start > 0 else rest[0].sigma * noise()
+    return sampler(denoise, x, rest, noise)

@@ -1,0 +1,120 @@
+"""Euler's and Heun's methods for the probability-flow ODE, plain and with fresh noise."""
+
+from dataclasses import dataclass
+from itertools import pairwise
+from math import inf, sqrt
+
+from torch import Tensor
+
+from ldm.samplers.step import heun_step, move, renewed
+from ldm.types import Denoise, Grid, Level, Noise
+
+MAX_RAISE = sqrt(2) - 1  # share by which churn may raise a level: no more new noise than there was
+
+
+@dataclass
+class EulerConfig:
+    """First order; the same as DDIM with eta 0."""
+
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
+        return euler(denoise, x, grid)
+
+
+@dataclass
+class EulerAncestralConfig:
+    """First order with fresh noise in every step; the same as DDIM with this eta."""
+
+    eta: float = 1.0  # 0 is Euler's method, 1 is DDPM
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.eta <= 1:
+            raise ValueError(f"eta {self.eta} is not in [0, 1]; try eta=1")
+
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
+        return euler_ancestral(denoise, x, grid, noise, eta=self.eta)
+
+
+@dataclass
+class HeunConfig:
+    """Second order, two calls of the network a step (Karras et al. 2022, arXiv:2206.00364, alg. 1)."""
+
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
+        return heun(denoise, x, grid)
+
+
+@dataclass
+class EDMConfig:
+    """Heun's method with churn (Karras et al. 2022, arXiv:2206.00364, alg. 2), as for ImageNet (Table 5)."""
+
+    churn: float = 40.0  # S_churn; 0 is ``heun``
+    s_min: float = 0.05  # only levels whose nsr lies between these are churned
+    s_max: float = 50.0
+    s_noise: float = 1.003  # size of the new noise; above 1 for networks that remove a little too much
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.churn < inf:
+            raise ValueError(f"churn {self.churn} is not a number from 0 on; try churn=40")
+        if not 0 <= self.s_min <= self.s_max:
+            raise ValueError(f"s_min {self.s_min} and s_max {self.s_max} are not 0 <= s_min <= s_max; try 0.05 and 50")
+        if not 0 < self.s_noise < inf:
+            raise ValueError(f"s_noise {self.s_noise} is not a positive number; try s_noise=1.003")
+
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
+        spared = (self.s_min, self.s_max)
+        return edm(denoise, x, grid, noise, churn=self.churn, churned=spared, s_noise=self.s_noise)
+
+
+def euler(denoise: Denoise, x: Tensor, grid: Grid) -> Tensor:
+    """Clean x (B, C, H, W) from ``x`` at ``grid[0]``, each step straight along the noise where it starts."""
+    for now, to in pairwise(grid):
+        x = move(x, denoise(x, now).x0, now, to)
+    return x
+
+
+def euler_ancestral(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Tensor:
+    """Clean x (B, C, H, W) from ``x`` at ``grid[0]``: each step goes below its level and is raised to it by new noise.
+
+    k-diffusion's sampler of this name; written in y = x / alpha it is DDIM's with the same eta on every schedule.
+    """
+    for now, to in pairwise(grid):
+        down, up = renewed(now, to, eta)
+        x = move(x, denoise(x, now).x0, now, down)
+        if up > 0:
+            x = x + up * noise()
+    return x
+
+
+def heun(denoise: Denoise, x: Tensor, grid: Grid) -> Tensor:
+    """Clean x (B, C, H, W) from ``x`` at ``grid[0]`` (Karras et al. 2022, arXiv:2206.00364, alg. 1)."""
+    for now, to in pairwise(grid):
+        x = heun_step(denoise, x, denoise(x, now).x0, now, to)
+    return x
+
+
+def edm(
+    denoise: Denoise,
+    x: Tensor,
+    grid: Grid,
+    noise: Noise,
+    *,
+    churn: float = 0.0,
+    churned: tuple[float, float] = (0.0, inf),
+    s_noise: float = 1.0,
+) -> Tensor:
+    """Clean x (B, C, H, W) from ``x`` at ``grid[0]`` (Karras et al. 2022, arXiv:2206.00364, alg. 2).
+
+    Before each step from a level whose nsr is within ``churned``, new noise of size ``s_noise`` raises it by the share
+    churn / steps. No level is raised above the schedule's noisiest.
+    """
+    share = min(churn / (len(grid) - 1), MAX_RAISE)
+    for now, to in pairwise(grid):
+        if share > 0 and now.alpha > 0 and churned[0] <= now.nsr <= churned[1]:
+            now, x = raised(x, now, grid.at(float(now.nsr) * (1 + share)), s_noise, noise)
+        x = heun_step(denoise, x, denoise(x, now).x0, now, to)
+    return x
+
+
+def raised(x: Tensor, now: Level, to: Level, s_noise: float, noise: Noise) -> tuple[Level, Tensor]:
+    """The noisier level ``to``, and ``x`` at ``now`` with as much new noise of size ``s_noise`` as that has more."""
+    added = to.alpha * sqrt(max(0.0, to.nsr**2 - now.nsr**2))
+    return to, (to.alpha / now.alpha) * x + s_noise * added * noise()

@@ -1,0 +1,83 @@
+"""The probability-flow ODE with steps as long as the wanted accuracy allows."""
+
+from dataclasses import dataclass
+from math import exp, inf, isfinite, log
+
+import torch
+from torch import Tensor
+
+from ldm.samplers.interpolation import blend
+from ldm.samplers.step import move
+from ldm.types import Denoise, Grid, Noise
+
+# Dormand & Prince 1980: of each stage its place in the step and what the slopes before it count there. The last stage
+# is the step's end; its slope begins the next step.
+STAGES = (
+    (1 / 5, (1 / 5,)),
+    (3 / 10, (3 / 40, 9 / 40)),
+    (4 / 5, (44 / 45, -56 / 15, 32 / 9)),
+    (8 / 9, (19372 / 6561, -25360 / 2187, 64448 / 6561, -212 / 729)),
+    (1.0, (9017 / 3168, -355 / 33, 46732 / 5247, 49 / 176, -5103 / 18656)),
+    (1.0, (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84)),
+)
+ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # order 5 less order 4
+FIRST = 0.1  # length of the first step in log(nsr)
+
+
+@dataclass
+class ODEConfig:
+    """Song et al. 2021, arXiv:2011.13456, Sec. 4.3: the probability-flow ODE by an adaptive Runge-Kutta method."""
+
+    rtol: float = 1e-4  # error of a step that is allowed, relative to the size of y = x / alpha
+    atol: float = 1e-4  # and on top of that
+
+    def __post_init__(self) -> None:
+        for name, tol in (("rtol", self.rtol), ("atol", self.atol)):
+            if not 1e-12 <= tol < 1:
+                raise ValueError(f"{name} {tol} is not a number from 1e-12 to below 1; try {name}=1e-4")
+
+    def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
+        return ode(denoise, x, grid, rtol=self.rtol, atol=self.atol)
+
+
+def ode(denoise: Denoise, x: Tensor, grid: Grid, *, rtol: float = 1e-4, atol: float = 1e-4) -> Tensor:
+    """Clean x (B, C, H, W) from ``x`` at ``grid[0]``: Dormand & Prince's method of order 5 over log(nsr).
+
+    Of ``grid`` only the ends count: the ODE is followed to its last level with noise, from where x is moved to clean.
+    If it begins without signal, where log(nsr) is infinite, its second level is moved to first. Steps are as long for
+    all images as the worst needs: an image can differ with its batch, by no more than the tolerance makes of it.
+
+    Raises:
+        ValueError: ``denoise`` says what is no number.
+    """
+    start, end = grid[0], grid[-2]
+    if start.alpha == 0:
+        x = move(x, denoise(x, start).x0, start, grid[1])
+        start = grid[1]
+    if start.sigma == 0:
+        return x
+
+    def slope(y: Tensor, log_nsr: float) -> Tensor:
+        level = grid.at(exp(log_nsr))
+        return y - denoise(level.alpha * y, level).x0  # dy / d log(nsr)
+
+    y, at, step = x / start.alpha, log(start.nsr), -FIRST
+    first = slope(y, at)
+    while at > log(end.nsr):
+        step = max(step, log(end.nsr) - at)
+        slopes = [first]
+        for place, weights in STAGES:
+            ahead = y + step * blend(weights, slopes)
+            slopes.append(slope(ahead, at + place * step))
+        error = worst(step * blend(ERROR, slopes) / (atol + rtol * torch.maximum(y.abs(), ahead.abs())))
+        if not isfinite(error):
+            raise ValueError(f"x0 is not a number at sigma / alpha {exp(at):.3g}; try precision=fp32, or sampler=heun")
+        if error <= 1:
+            y, at, first = ahead, at + step, slopes[-1]
+        step = step * min(5.0, max(0.2, 0.9 * error**-0.2 if error > 0 else inf))
+    return move(end.alpha * y, denoise(end.alpha * y, end).x0, end, grid[-1])
+
+
+def worst(error: Tensor) -> float:
+    """The root mean square of the row of ``error`` (B, C, H, W) where it is largest."""
+    return float(error.square().mean(dim=(1, 2, 3)).amax().sqrt())

@@ -1,0 +1,40 @@
+"""How images are drawn: which sampler walks over which noise levels, under which guidance. Part of a model's folder."""
+
+from dataclasses import dataclass
+from typing import Any
+
+from ldm.config import choice, section, update
+from ldm.diffusion.grids import GRIDS
+from ldm.diffusion.guidance import GuidanceConfig
+from ldm.samplers import SAMPLERS
+
+
+@dataclass
+class SampleConfig:
+    """How much is drawn."""
+
+    steps: int = 50  # noise levels that the sampler visits
+    batch: int = 16  # images drawn at once; does not change them
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+
+
+@dataclass
+class Sampling:
+    """All that says how a model draws, but for what; each field is a section of the configuration."""
+
+    sampler: Any = choice(SAMPLERS, "ddim")
+    grid: Any = choice(GRIDS, "uniform")
+    guidance: GuidanceConfig = section(GuidanceConfig)
+    sample: SampleConfig = section(SampleConfig)
+
+    def but(self, *overrides: str) -> "Sampling":
+        """The same with ``section.key=value`` laid over it, all checked.
+
+        Raises:
+            ConfigError: there is no such key, or the value does not fit.
+        """
+        return update(self, overrides)

@@ -1,0 +1,37 @@
+"""Wishes besides the prompt: what else may change what a denoiser says. Each is a ``Steer`` for ``TextToImage``."""
+
+import torch
+from torch import Tensor
+from torch.nn.functional import logsigmoid
+
+from ldm.denoisers.classifier import Classifier, present
+from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guidance
+from ldm.diffusion.process import unit
+from ldm.pipeline import Steer, TextToImage
+from ldm.types import Denoise, Level
+
+
+def by_classifier(classifier: Classifier, scale: float) -> Steer:
+    """Towards latents in which ``classifier`` sees those of its words that the prompt says."""
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        wanted = present(prompts, classifier.words)  # (B, K)
+
+        def log_prob(x: Tensor, level: Level) -> Tensor:
+            t = torch.full((len(x),), float(level.t), device=x.device)
+            logits = classifier(unit(x, level), t).float()  # (B, K)
+            return (logsigmoid(logits) * wanted.to(x.device)).sum(dim=1)
+
+        return classifier_guidance(denoise, log_prob, scale)
+
+    return steer
+
+
+def by_worse_model(worse: TextToImage, scale: float) -> Steer:
+    """Away from what a ``worse`` model says of the same prompt: autoguidance. It must know the same latents."""
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        null = worse.text([""]).to(worse.device).repeat(len(prompts))
+        return autoguidance(denoise, worse.denoise(prompts, null, GuidanceConfig(scale=1.0)), scale)
+
+    return steer

@@ -1,0 +1,127 @@
+"""Draw from a picture: vary it, fill a hole in it, or restore it from a measurement of it.
+
+python scripts/edit.py vary    --image star.png --prompt "a blue star" --strength 0.6
+python scripts/edit.py fill    --image star.png --mask hole.png --prompt "a red star and a ring"
+python scripts/edit.py restore --image star.png --prompt "a red star" --operator downscale --amount 4
+"""
+
+import argparse
+from math import log10
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
+from ldm.data.transforms import BrokenSample, read_image, to_tensor
+from ldm.editing import Blur, Downscale, Masked, Operator, Projections, ResamplingConfig, filled, restored, varied
+from ldm.folders import load_model, shipped_model
+from ldm.pictures import grid
+
+OPERATORS = {
+    "downscale": "means of squares of AMOUNT x AMOUNT pixels",
+    "blur": "Gaussian blur of AMOUNT pixels",
+    "pixels": "a share AMOUNT of the pixels hidden",
+    "projections": "a share AMOUNT of as many random projections as there are values",
+}
+
+
+def parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument("--image", type=Path, required=True, help="the picture; its sides fit the model")
+    common.add_argument("--prompt", required=True, help="what the result shows")
+    common.add_argument("--negative-prompt", default="", help="what to steer away from")
+    common.add_argument("--n_samples", "--n-samples", type=int, default=4, help="results, 4 if left out")
+    common.add_argument("--seed", type=int, default=0, help="of the first; each further one counts up by 1")
+    common.add_argument("--ckpt", type=Path, metavar="FOLDER", help="a model folder; the shipped model if left out")
+    common.add_argument("--out", type=Path, default=Path("outputs/edit.png"), help="one PNG of all, see below")
+    add_sampling(common)
+    ways = parser.add_subparsers(dest="way", required=True)
+    vary = ways.add_parser("vary", parents=[common], help="pictures like this one (SDEdit)")
+    vary.add_argument("--strength", type=float, default=0.6, help="0 keeps the picture, 1 forgets it")
+    fill = ways.add_parser("fill", parents=[common], help="draw a part of it anew (RePaint)")
+    fill.add_argument("--mask", type=Path, required=True, help="a picture: white is drawn anew, black is kept")
+    fill.add_argument("--jump", type=int, default=5, help="steps that are done again")
+    fill.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
+    restore = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DPS)")
+    restore.add_argument("--operator", choices=OPERATORS, required=True, help=str(OPERATORS).strip("{}"))
+    restore.add_argument("--amount", type=float, required=True, help="how much, see the operators")
+    restore.add_argument("--zeta", type=float, default=1.0, help="length of a step towards the measurement")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = parse()
+    if args.n_samples < 1:
+        raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
+    image = read(args.image)
+    model = load_model(args.ckpt or shipped_model(), device_of(args.device))
+    model.sampling = model.sampling.but(*given_sampling(args))
+    size = (image.shape[2], image.shape[3])
+    model.latent_size(size)  # refuses a size that does not fit
+    prompts = [args.prompt] * args.n_samples
+    with tqdm(total=len(prompts) * model.sampling.sample.steps, desc=args.way, unit="step", dynamic_ncols=True) as bar:
+        common = {"negative": args.negative_prompt, "seed": args.seed, "size": size, "progress": bar.update}
+        if args.way == "vary":
+            drawn = model(prompts, **common, walk=varied(model, image, args.strength))
+            shown = [image, *(one for one, _ in drawn)]
+        elif args.way == "fill":
+            mask = (read(args.mask).mean(dim=1, keepdim=True) > 0).float()
+            if mask.shape[2:] != image.shape[2:]:
+                raise ValueError(f"--mask {args.mask} is of another size than the image; make it {size[1]} x {size[0]}")
+            resampling = ResamplingConfig(args.jump, args.times) if args.times > 1 else None
+            steer, walk = filled(model, image, mask, resampling)
+            drawn = model(prompts, **common, steer=steer, walk=walk)
+            shown = [image * (1 - mask), *(torch.lerp(image, one, mask) for one, _ in drawn)]
+        else:
+            operator = operator_of(args.operator, args.amount, image)
+            y = operator.apply(image)
+            steer = restored(model, operator, y, zeta=args.zeta)
+            pairs = list(model(prompts, **common, steer=steer))
+            seen = operator.pseudo_inverse(y).view_as(image)
+            shown = [image, seen, *(one for one, _ in pairs)]
+            print(f"PSNR against the whole picture: of the measurement alone {psnr(image, seen):.1f} dB")
+            print(f"of the restored pictures {', '.join(f'{psnr(image, one):.1f}' for one, _ in pairs)} dB")
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    grid(torch.cat(shown), columns=len(shown), path=args.out)
+    print(f"{args.out}: {legend(args.way)}")
+
+
+def legend(way: str) -> str:
+    first = {"vary": "the picture", "fill": "the picture without the hole", "restore": "the picture, what was measured"}
+    return f"{first[way]}, and the results"
+
+
+def read(path: Path) -> Tensor:
+    """The picture (1, 3, H, W) in [-1, 1]."""
+    try:
+        return to_tensor(read_image(path))[None]
+    except BrokenSample as error:
+        raise ValueError(f"{path} is not a readable picture: {error}") from error
+
+
+def operator_of(name: str, amount: float, image: Tensor) -> Operator:
+    height, width = image.shape[2:]
+    if name == "downscale":
+        if amount != int(amount):
+            raise ValueError(f"--amount {amount} of downscale is not a whole number; try --amount 4")
+        return Downscale(int(amount))
+    if name == "blur":
+        return Blur(amount, (height, width))
+    if not 0 < amount < 1:
+        raise ValueError(f"--amount {amount} of {name} is not a share between 0 and 1; try --amount 0.5")
+    if name == "pixels":
+        return Masked.random(height, width, amount, seed=0)
+    return Projections((3, height, width), round(amount * image[0].numel()), seed=0)
+
+
+def psnr(image: Tensor, other: Tensor) -> float:
+    """In decibels, peak to peak 2."""
+    return 10 * log10(4 / max((image - other.clamp(-1, 1)).square().mean().item(), 1e-12))
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,66 @@
+"""Draw every noise schedule: its log SNR, alpha and sigma over time.
+
+    python scripts/plot_schedules.py --out schedules.png
+
+The ending of the file's name says whether it is a PNG or an SVG. Each schedule is drawn with its default values; tables
+of betas are solid lines, closed forms are dashed.
+"""
+
+import argparse
+from itertools import cycle
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")  # before pyplot: there may be no screen
+
+import numpy as np
+from matplotlib import pyplot as plt
+
+from ldm.cli import one_line_errors
+from ldm.diffusion.schedules import SCHEDULES, TableConfig
+
+POINTS = 801  # of each curve
+CLIP = 20  # largest log SNR that is drawn, and smallest with a minus
+COLOURS = [*matplotlib.colormaps["tab10"].colors, "black"]
+ENDINGS = (".png", ".svg")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write, *.png or *.svg")
+    args = parser.parse_args()
+    if args.out.suffix.lower() not in ENDINGS:
+        raise ValueError(f"--out {args.out} ends in none of {', '.join(ENDINGS)}; try --out {args.out.stem}.png")
+    draw(args.out)
+    print(f"{len(SCHEDULES)} schedules in {args.out}")
+
+
+def draw(out: Path) -> None:
+    """Write the picture of all schedules to ``out``."""
+    figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5.6), layout="constrained")
+    times = np.linspace(0, 1, POINTS)
+    for (name, kind), colour in zip(SCHEDULES.items(), cycle(COLOURS), strict=False):
+        config = kind()
+        dashes = "-" if isinstance(config, TableConfig) else (0, (5, 2))
+        style = {"color": colour, "linewidth": 1.8, "linestyle": dashes}
+        levels = [config.build().level(float(t)) for t in times]
+        left.plot(times, np.clip([level.log_snr for level in levels], -CLIP, CLIP), label=name, **style)
+        middle.plot(times, [level.alpha for level in levels], **style)
+        right.plot(times, [level.sigma for level in levels], **style)
+    left.set(ylabel=f"log SNR = 2 log(alpha / sigma), cut at ±{CLIP}", ylim=(-CLIP - 1, CLIP + 1))
+    middle.set(ylabel="alpha", ylim=(-0.02, 1.05))
+    right.set(ylabel="sigma", yscale="log", ylim=(1e-3, 1e2))
+    for axes in (left, middle, right):
+        axes.set(xlabel="t, from data (0) to noise (1)", xlim=(0, 1))
+        axes.grid(color="0.9")
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=6, frameon=False, handlelength=3.2)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(out, dpi=150)
+    plt.close(figure)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

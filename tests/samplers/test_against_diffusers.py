@@ -1,0 +1,291 @@
+"""Whole trajectories beside diffusers' schedulers, with one network and the same draws of noise.
+
+The levels are ours, written into the scheduler in float64, so that rounding is not compared; what diffusers calls sigma
+is our nsr. The network does not look at the time. Some of diffusers' schedulers round x to float32 in every step.
+"""
+
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete
+
+from ldm.diffusion.grids import CLEAN, uniform
+from ldm.diffusion.schedules import SCHEDULES
+from ldm.diffusion.targets import TARGETS, to_x0
+from ldm.samplers import SAMPLERS
+from ldm.types import Grid, Prediction
+
+TABLE = SCHEDULES["linear"]().build()
+VP = SCHEDULES["vp"]().build()
+STEPS = 12  # below 15, where diffusers lowers the order of the last steps as we do
+
+
+@pytest.fixture(autouse=True)
+def without_gradients():
+    with torch.no_grad():
+        yield
+
+
+@pytest.fixture
+def network():
+    return torch.nn.Conv2d(3, 3, 3, padding=1).double()
+
+
+@pytest.fixture
+def start():
+    return torch.randn(2, 3, 8, 8, dtype=torch.float64)
+
+
+@pytest.fixture
+def noises():
+    return torch.randn(STEPS, 2, 3, 8, 8, dtype=torch.float64)
+
+
+def ours(name, options, network, start, grid, noises=()):
+    draws = iter(noises)
+    denoise = lambda x, level: Prediction(to_x0(TARGETS["eps"], network(x), x, level))  # noqa: E731
+    return SAMPLERS[name](**options)(denoise, start, grid, lambda: next(draws))
+
+
+def ratios(last):
+    """nsr of STEPS + 1 levels, even in its logarithm but for the last, which is given."""
+    return torch.cat([torch.logspace(1.2, -1.2, STEPS, dtype=torch.float64), torch.tensor([last]).double()])
+
+
+def levels(nsr):
+    return Grid([CLEAN if one == 0 else VP.level(VP.t_at(one)) for one in nsr.tolist()], VP)
+
+
+def prepared(scheduler, nsr, steps=STEPS):
+    scheduler.set_timesteps(steps)
+    scheduler.sigmas = nsr
+    return scheduler
+
+
+def theirs(scheduler, network, x, **options):
+    for i, t in enumerate(scheduler.timesteps):
+        given = {name: value[i] for name, value in options.items()}
+        x = scheduler.step(network(x), t, x, **given).prev_sample
+    return x
+
+
+def theirs_in_k_scale(scheduler, network, x, alpha):
+    """For schedulers whose x is x / alpha, and who scale it for the network."""
+    x = x / alpha
+    for t in scheduler.timesteps:
+        x = scheduler.step(network(scheduler.scale_model_input(x, t)), t, x).prev_sample
+    return x
+
+
+def with_exact_table(scheduler):
+    """diffusers keeps its table of alphas in float32."""
+    betas = torch.linspace(1e-4, 0.02, 1000, dtype=torch.float64)
+    scheduler.alphas_cumprod = (1 - betas).cumprod(0)
+    scheduler.betas = betas
+    return scheduler
+
+
+def at_timesteps(timesteps):
+    return Grid([*(TABLE.level((int(t) + 1) / 1000) for t in timesteps), CLEAN], TABLE)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
+def test_ddim(eta, network, start, noises):
+    scheduler = with_exact_table(
+        DDIMScheduler(beta_start=1e-4, clip_sample=False, set_alpha_to_one=True, timestep_spacing="trailing")
+    )
+    scheduler.set_timesteps(10)
+    x = start
+    for t, noise in zip(scheduler.timesteps, noises[:10], strict=True):
+        x = scheduler.step(network(x), t, x, eta=eta, variance_noise=noise).prev_sample
+    got = ours("ddim", {"eta": eta}, network, start, at_timesteps(scheduler.timesteps), noises)
+    torch.testing.assert_close(got, x, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
+def test_ddpm(variance, network, start, monkeypatch):
+    """At fifty steps, none of whose posteriors has less than a hundredth of beta, where ours bounds the learned one."""
+    noises = torch.randn(50, 2, 3, 8, 8, dtype=torch.float64)
+    scheduler = with_exact_table(DDPMScheduler(beta_start=1e-4, clip_sample=False, variance_type=variance))
+    scheduler.set_timesteps(50)
+    draws = iter(noises)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
+    place = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Tanh()).double()
+    x = start
+    for t in scheduler.timesteps:
+        said = torch.cat([network(x), place(x)], dim=1) if variance == "learned_range" else network(x)
+        x = scheduler.step(said, t, x).prev_sample
+    again = iter(noises)
+    name = {"fixed_small": "posterior", "fixed_large": "beta", "learned_range": "learned"}[variance]
+    got = SAMPLERS["ddpm"](variance=name)(
+        lambda x, level: Prediction(to_x0(TARGETS["eps"], network(x), x, level), variance=place(x)),
+        start,
+        at_timesteps(scheduler.timesteps),
+        lambda: next(again),
+    )
+    torch.testing.assert_close(got, x, atol=1e-8, rtol=1e-6)
+
+
+def test_euler(network, start):
+    nsr = ratios(0.0)
+    grid = levels(nsr)
+    x = theirs_in_k_scale(prepared(EulerDiscreteScheduler(), nsr), network, start, grid[0].alpha)
+    torch.testing.assert_close(ours("euler", {}, network, start, grid), x, atol=1e-5, rtol=1e-5)
+
+
+def test_euler_ancestral(network, start, noises, monkeypatch):
+    draws = iter(noises)
+    monkeypatch.setattr(scheduling_euler_ancestral_discrete, "randn_tensor", lambda *_, **__: next(draws))
+    nsr = ratios(0.0)
+    grid = levels(nsr)
+    x = theirs_in_k_scale(prepared(EulerAncestralDiscreteScheduler(), nsr), network, start, grid[0].alpha)
+    got = ours("euler_ancestral", {}, network, start, grid, noises)
+    torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+
+
+def test_heun(network, start):
+    nsr = ratios(0.0)
+    grid = levels(nsr)
+    doubled = torch.cat([nsr[:1], nsr[1:-1].repeat_interleave(2), nsr[-1:]])
+    x = theirs_in_k_scale(prepared(HeunDiscreteScheduler(), doubled), network, start, grid[0].alpha)
+    torch.testing.assert_close(ours("heun", {}, network, start, grid), x, atol=1e-8, rtol=1e-6)
+
+
+def test_plms(network, start):
+    """Started without Runge-Kutta steps (``skip_prk_steps``), which we do not have. The last step is multistep too."""
+    scheduler = with_exact_table(PNDMScheduler(beta_start=1e-4, skip_prk_steps=True, set_alpha_to_one=True))
+    scheduler.set_timesteps(10)
+    x = theirs(scheduler, network, start)
+    grid = at_timesteps(scheduler.timesteps.unique().flip(0))
+    torch.testing.assert_close(ours("plms", {}, network, start, grid), x, atol=1e-8, rtol=1e-6)
+
+
+class DoubledThirdTerm(DPMSolverMultistepScheduler):
+    """diffusers' multistep solver with the whole second derivative in its third-order step.
+
+    Newton's divided difference of second order is half the second derivative, and diffusers, as DPM-Solver's own
+    program, takes it for the whole in multistep steps (in singlestep ones the factor of 2 is there). The step so is
+    not exact for a quadratic, and its order is 2. Ours is that of the whole polynomial.
+    """
+
+    def multistep_dpm_solver_third_order_update(self, values, sample, noise=None):
+        x = super().multistep_dpm_solver_third_order_update(values, sample=sample, noise=noise)
+        now, to = self.sigmas[self.step_index], self.sigmas[self.step_index + 1]
+        place = -self.sigmas[self.step_index - 2 : self.step_index + 1].log()
+        h = now.log() - to.log()
+        newer, older = (
+            (values[-1] - values[-2]) / (place[2] - place[1]),
+            (values[-2] - values[-3]) / (place[1] - place[0]),
+        )
+        second = h**2 * (newer - older) / (place[2] - place[0])
+        alpha, sigma = self._sigma_to_alpha_sigma_t(to)
+        if self.config.algorithm_type == "dpmsolver++":
+            return x - alpha * (((-h).exp() - 1 + h) / h**2 - 0.5) * second
+        return x - sigma * ((h.exp() - 1 - h) / h**2 - 0.5) * second
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize(("algorithm", "last"), [("dpmsolver++", 0.0), ("dpmsolver++", 0.03), ("dpmsolver", 0.03)])
+def test_multistep_dpm_solver(algorithm, last, order, network, start):
+    """Of order 3, beside diffusers' with the term that it halves made whole."""
+    scheduler = DoubledThirdTerm(
+        algorithm_type=algorithm, solver_order=order, final_sigmas_type="sigma_min" if last else "zero"
+    )
+    nsr = ratios(last)
+    x = theirs(prepared(scheduler, nsr), network, start)
+    name = "dpm_solver_pp" if algorithm == "dpmsolver++" else "dpm_solver"
+    got = ours(name, {"order": order, "multistep": True}, network, start, levels(nsr))
+    torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2])
+def test_multistep_sde_dpm_solver(order, network, start, noises):
+    """Not of order 3, where diffusers' last coefficient has a 1/2 of the wrong sign and does not vanish with h."""
+    nsr = ratios(0.0)
+    scheduler = prepared(DPMSolverMultistepScheduler(algorithm_type="sde-dpmsolver++", solver_order=order), nsr)
+    x = theirs(scheduler, network, start, variance_noise=noises)
+    got = ours("dpm_solver_pp", {"order": order, "eta": 1.0}, network, start, levels(nsr), noises)
+    torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("algorithm", ["dpmsolver++", "dpmsolver"])
+def test_singlestep_dpm_solver(algorithm, order, network, start):
+    """diffusers counts calls and takes the levels between from its grid: ours is every ``order``-th level of it.
+
+    In steps of order 3 diffusers makes the second of the levels between with the solver of order 2 that its
+    ``solver_type`` names, and "midpoint" is not that of the paper's algorithm: "heun" is.
+    """
+    scheduler = DPMSolverSinglestepScheduler(
+        algorithm_type=algorithm, solver_order=order, lower_order_final=False, final_sigmas_type="sigma_min"
+    )
+    nsr = torch.logspace(1.2, -1.2, STEPS + 1, dtype=torch.float64)
+    prepared(scheduler, nsr)
+    x = start
+    for i, t in enumerate(scheduler.timesteps):
+        between = order == 3 and scheduler.order_list[i] == 2
+        scheduler.register_to_config(solver_type="heun" if between else "midpoint")
+        x = scheduler.step(network(x), t, x).prev_sample
+    name = "dpm_solver_pp" if algorithm == "dpmsolver++" else "dpm_solver"
+    got = ours(name, {"order": order, "multistep": False}, network, start, levels(nsr[::order]))
+    torch.testing.assert_close(got, x, atol=1e-7, rtol=1e-6)
+
+
+class Recorded:
+    """A network, and all that it has seen."""
+
+    def __init__(self, network):
+        self.network, self.seen = network, []
+
+    def __call__(self, x):
+        self.seen.append(x)
+        return self.network(x)
+
+
+@pytest.mark.parametrize("lower", [True, False])
+@pytest.mark.parametrize("variant", ["bh1", "bh2"])
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc(order, variant, lower, network, start):
+    """To a level with noise, where ours ends with one more call to correct: its input is what diffusers ends with."""
+    nsr = ratios(0.03)
+    scheduler = UniPCMultistepScheduler(solver_order=order, solver_type=variant, lower_order_final=lower)
+    their_network, our_network = Recorded(network), Recorded(network)
+    end = theirs(prepared(scheduler, nsr), their_network, start)
+    ours("unipc", {"order": order, "variant": variant, "lower_order_final": lower}, our_network, start, levels(nsr))
+    seen = torch.stack([*their_network.seen, end])
+    torch.testing.assert_close(torch.stack(our_network.seen), seen, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_unipc_to_no_noise(order, network, start):
+    """Not with bh1 nor without ``lower_order_final``: diffusers' last step is then no number."""
+    nsr = ratios(0.0)
+    x = theirs(prepared(UniPCMultistepScheduler(solver_order=order), nsr), network, start)
+    torch.testing.assert_close(ours("unipc", {"order": order}, network, start, levels(nsr)), x, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_deis(order, network, start):
+    """diffusers' polynomial is one of log rho."""
+    nsr = ratios(0.03)
+    x = theirs(prepared(DEISMultistepScheduler(solver_order=order), nsr), network, start)
+    got = ours("deis", {"order": order, "variable": "log_rho"}, network, start, levels(nsr))
+    torch.testing.assert_close(got, x, atol=1e-8, rtol=1e-6)
+
+
+def test_the_grid_of_trailing_timesteps_is_uniform():
+    scheduler = DDIMScheduler(timestep_spacing="trailing")
+    scheduler.set_timesteps(20)
+    ours_, theirs_ = uniform(TABLE, 20), at_timesteps(scheduler.timesteps)
+    assert [level.t for level in ours_] == pytest.approx([level.t for level in theirs_])

@@ -1,0 +1,60 @@
+"""The sampler that the documentation writes works as it stands there."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ldm.diffusion.grids import uniform
+from ldm.diffusion.schedules import SCHEDULES
+from ldm.samplers import SAMPLERS, ImageNoise
+from ldm.types import Prediction
+
+TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
+FILE, LINE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+MEAN, STD = 0.6, 0.5
+
+
+def gaussian(x, level):
+    """The exact denoiser of N(MEAN, STD^2)."""
+    variance = level.alpha**2 * STD**2 + level.sigma**2
+    return Prediction(MEAN + level.alpha * STD**2 / variance * (x - level.alpha * MEAN))
+
+
+@pytest.fixture
+def table():
+    """The table with the documented line in it, from the documented file."""
+    namespace = {"__name__": "midpoint"}
+    exec(compile(FILE, "docs/extending.md", "exec"), namespace)
+    return SAMPLERS | eval(f"{{{LINE}}}", namespace)
+
+
+def test_the_documented_sampler_is_ten_to_thirty_lines():
+    body = FILE[FILE.index("@dataclass") :].strip().splitlines()
+    assert 10 <= len(body) <= 30
+
+
+@pytest.mark.parametrize("schedule", ["linear", "flow", "ve"])
+def test_the_documented_sampler_samples(table, schedule):
+    noise = ImageNoise([0], (1, 100, 100))
+    grid = uniform(SCHEDULES[schedule]().build(), 50)
+    x = table["midpoint"]()(gaussian, noise() * grid[0].sigma, grid, noise)
+    assert x.mean() == pytest.approx(MEAN, abs=0.02)
+    assert x.std() == pytest.approx(STD, rel=0.03)
+
+
+def test_the_documented_sampler_is_better_than_euler(table):
+    noise = ImageNoise([0], (1, 10, 10))
+    start = noise()
+    schedule = SCHEDULES["linear"]().build()
+    exact = SAMPLERS["ode"](rtol=1e-6, atol=1e-6)(gaussian, start, uniform(schedule, 40), noise)
+    errors = {
+        name: (table[name]()(gaussian, start, uniform(schedule, 40), noise) - exact).abs().max()
+        for name in ("midpoint", "euler")
+    }
+    assert errors["midpoint"] < 0.2 * errors["euler"]
+
+
+def test_the_documented_sampler_refuses_what_it_says(table):
+    with pytest.raises(ValueError, match="try where=0.5"):
+        table["midpoint"](where=1.0)
