@@ -15,7 +15,18 @@ from tqdm import tqdm
 
 from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
 from ldm.data.transforms import BrokenSample, read_image, to_tensor
-from ldm.editing import Blur, Downscale, Masked, Operator, Projections, ResamplingConfig, filled, restored, varied
+from ldm.editing import (
+    Blur,
+    Downscale,
+    Masked,
+    Operator,
+    Projections,
+    ResamplingConfig,
+    filled,
+    followed,
+    restored,
+    varied,
+)
 from ldm.folders import load_model, shipped_model
 from ldm.pictures import grid
 
@@ -45,10 +56,10 @@ def parse() -> argparse.Namespace:
     fill.add_argument("--mask", type=Path, required=True, help="a picture: white is drawn anew, black is kept")
     fill.add_argument("--jump", type=int, default=5, help="steps that are done again")
     fill.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
-    restore = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DPS)")
+    restore = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
     restore.add_argument("--operator", choices=OPERATORS, required=True, help=str(OPERATORS).strip("{}"))
     restore.add_argument("--amount", type=float, required=True, help="how much, see the operators")
-    restore.add_argument("--zeta", type=float, default=1.0, help="length of a step towards the measurement")
+    restore.add_argument("--method", choices=["ddnm", "dps"], default="ddnm", help="dps follows gradients, ddnm none")
     return parser.parse_args()
 
 
@@ -78,7 +89,7 @@ def main() -> None:
         else:
             operator = operator_of(args.operator, args.amount, image)
             y = operator.apply(image)
-            steer = restored(model, operator, y, zeta=args.zeta)
+            steer = {"ddnm": restored, "dps": followed}[args.method](model, operator, y)
             pairs = list(model(prompts, **common, steer=steer))
             seen = operator.pseudo_inverse(y).view_as(image)
             shown = [image, seen, *(one for one, _ in pairs)]

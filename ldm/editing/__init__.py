@@ -1,6 +1,6 @@
 """Pictures from pictures: variation, inpainting and linear inverse problems, as wrappers of a denoiser or a sampler."""
 
-from ldm.editing.edits import filled, restored, varied
+from ldm.editing.edits import filled, followed, restored, varied
 from ldm.editing.image_to_image import image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask
 from ldm.editing.operators import Blur, Downscale, Masked, Operator, Projections
@@ -17,6 +17,7 @@ __all__ = [
     "ddnm",
     "dps",
     "filled",
+    "followed",
     "image_to_image",
     "keep_known",
     "latent_mask",

@@ -14,7 +14,7 @@ from torch import Tensor
 from ldm.editing.image_to_image import image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask
 from ldm.editing.operators import Operator
-from ldm.editing.posterior import dps
+from ldm.editing.posterior import ddnm, dps
 from ldm.editing.resampling import ResamplingConfig
 from ldm.pipeline import Steer, TextToImage, Walk, from_noise
 from ldm.types import Denoise, Grid, Noise, Sampler
@@ -45,8 +45,22 @@ def filled(
     return lambda denoise, prompts: keep_known(denoise, latent, free), walk
 
 
-def restored(model: TextToImage, operator: Operator, y: Tensor, *, zeta: float = 1.0, std: float = 0.0) -> Steer:
-    """Towards pictures of which ``operator`` measures ``y`` (1, ...), with noise of ``std``, through the decoder."""
+def restored(model: TextToImage, operator: Operator, y: Tensor, *, passes: int = 3) -> Steer:
+    """Towards pictures of which ``operator`` measures ``y`` (1, ...), free of noise: ``ddnm`` on the decoded image."""
+    y, autoencoder = y.to(model.device), model.autoencoder
+
+    def encode(image: Tensor) -> Tensor:
+        return autoencoder.encode(image.clamp(-1, 1))
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        each = y.expand(len(prompts), *y.shape[1:])
+        return ddnm(denoise, operator, each, decode=autoencoder.decode, encode=encode, passes=passes)
+
+    return steer
+
+
+def followed(model: TextToImage, operator: Operator, y: Tensor, *, zeta: float = 1.0, std: float = 0.0) -> Steer:
+    """The same by the gradient through denoiser and decoder, ``dps``, which allows for noise of ``std`` in ``y``."""
     y = y.to(model.device)
 
     def measure(latent: Tensor) -> Tensor:

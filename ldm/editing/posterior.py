@@ -15,17 +15,37 @@ from ldm.types import Denoise, Level, Prediction
 PROBE = 0.1  # root mean square of the change of x0 by which ``dps`` measures a slope
 
 
-def ddnm(denoise: Denoise, operator: Operator, y: Tensor) -> Denoise:
-    """Denoise with A x0 = y exactly: x0 + A^+ (y - A x0) (Wang et al. 2022, arXiv:2212.00490, alg. 1).
+def same(x: Tensor) -> Tensor:
+    """``x``: what decodes and encodes where there is no autoencoder."""
+    return x
 
-    For a measurement ``y`` without noise, of what the denoiser denoises itself: where that are latents, ``operator``
-    measures latents. Samples are exact where x0 is white noise; elsewhere ``resampled`` as the sampler brings the rest
-    of x0 nearer to what ``y`` implies.
+
+def ddnm(
+    denoise: Denoise,
+    operator: Operator,
+    y: Tensor,
+    *,
+    decode: Callable[[Tensor], Tensor] = same,
+    encode: Callable[[Tensor], Tensor] = same,
+    passes: int = 1,
+) -> Denoise:
+    """Denoise with A x0 = y: x0 + A^+ (y - A x0) (Wang et al. 2022, arXiv:2212.00490, alg. 1).
+
+    For a measurement ``y`` without noise. Samples are exact where x0 is white noise; elsewhere ``resampled`` as the
+    sampler brings the rest of x0 nearer to what ``y`` implies. Where the denoiser denoises latents and ``operator``
+    measures images, it is done to the decoded image, which is then encoded again: no longer quite consistent, and the
+    nearer to it the more ``passes``. It needs no gradient, which through a decoder can lead nowhere.
     """
+    if passes < 1:
+        raise ValueError(f"passes {passes} is not at least 1; try passes=3")
 
     def consistent(x: Tensor, level: Level) -> Prediction:
         said = denoise(x, level)
-        return said._replace(x0=said.x0 + operator.pseudo_inverse(y - operator.apply(said.x0)))
+        x0 = said.x0
+        for _ in range(passes):
+            image = decode(x0)
+            x0 = encode(image + operator.pseudo_inverse(y - operator.apply(image)))
+        return said._replace(x0=x0)
 
     return consistent
 

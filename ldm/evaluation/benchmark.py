@@ -19,7 +19,7 @@ from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, from_bytes, read_i
 from ldm.evaluation.prompts import SEED, STREAM, Prompt
 from ldm.evaluation.reader import read
 from ldm.evaluation.score import Score, Verdict, judge, tally
-from ldm.pipeline import TextToImage
+from ldm.pipeline import Steer, TextToImage
 from ldm.sampling import Sampling
 
 LOSSLESS = (".png", ".bmp")
@@ -53,15 +53,12 @@ def drawn_by(
     seed: int = 0,
     precision: str = "fp32",
     progress: Callable[[int], object] | None = None,
+    steer: Steer | None = None,
 ) -> Pictures:
     """What ``model`` draws for the prompts, picture i from ``seed`` + i."""
-    images = [
-        image
-        for image, _ in model(
-            [prompt.text for prompt in prompts], seed=seed, sampling=sampling, precision=precision, progress=progress
-        )
-    ]  # (1, 3, S, S) each
-    return to_bytes(torch.cat(images))
+    texts = [prompt.text for prompt in prompts]
+    drawn = model(texts, seed=seed, sampling=sampling, precision=precision, progress=progress, steer=steer)
+    return to_bytes(torch.cat([image for image, _ in drawn]))  # of (1, 3, S, S) each
 
 
 def true_pictures(prompts: list[Prompt], size: int = 64, seed: int = SEED) -> Pictures:

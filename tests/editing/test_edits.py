@@ -1,0 +1,69 @@
+"""Edits of pictures with a whole model, the shipped one."""
+
+import pytest
+import torch
+
+from ldm.data.shapes import ShapesConfig
+from ldm.editing import Blur, Downscale, Masked, ResamplingConfig, filled, followed, restored, varied
+from ldm.folders import load_model, shipped_model
+from ldm.types import Key
+
+STEPS = "sample.steps=15"
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(shipped_model())
+
+
+@pytest.fixture(scope="module")
+def sample():
+    return ShapesConfig().build("val")[Key(0, 3)]
+
+
+def drawn(model, sample, count=1, **how):
+    sampling = model.sampling.but(STEPS, "guidance.scale=1")
+    return torch.cat([image for image, _ in model([sample.caption] * count, sampling=sampling, seed=1, **how)])
+
+
+def psnr(image, other):
+    return 10 * torch.log10(4 / (image - other).square().mean()).item()
+
+
+def test_a_variation_is_the_nearer_the_less_its_strength(model, sample):
+    image = sample.image[None]
+    errors = [psnr(image, drawn(model, sample, walk=varied(model, image, strength))) for strength in (0.0, 0.3, 1.0)]
+    assert errors[0] > 28 and errors[0] >= errors[1] > errors[2]
+    nothing = drawn(model, sample)
+    torch.testing.assert_close(drawn(model, sample, walk=varied(model, image, 1.0)), nothing)
+
+
+@pytest.mark.parametrize("resampling", [None, ResamplingConfig(jump=5, times=2)])
+def test_what_a_mask_keeps_stays_and_the_rest_is_drawn(model, sample, resampling):
+    image, mask = sample.image[None], torch.zeros(1, 1, 64, 64)
+    mask[..., 32:] = 1
+    steer, walk = filled(model, image, mask, resampling)
+    got = drawn(model, sample, steer=steer, walk=walk)
+    assert psnr(image[..., :24], got[..., :24]) > 25, "the decoder looks a little over the mask's edge"
+    assert not torch.allclose(got, drawn(model, sample), atol=0.1)
+
+
+@pytest.mark.parametrize(
+    "operator", [Downscale(4), Masked.random(64, 64, 0.5, seed=0), Blur(3.0, (64, 64))], ids=lambda o: type(o).__name__
+)
+def test_a_restored_picture_is_nearer_to_the_truth_than_its_measurement(model, sample, operator):
+    image = sample.image[None]
+    y = operator.apply(image)
+    seen = psnr(image, operator.pseudo_inverse(y))
+    for restoration in drawn(model, sample, 2, steer=restored(model, operator, y)).split(1):
+        assert psnr(image, restoration) > seen + 5
+
+
+def test_following_the_gradient_comes_nearer_to_the_measurement_than_not(model, sample):
+    operator = Downscale(8)
+    y = operator.apply(sample.image[None])
+    misses = [
+        (operator.apply(drawn(model, sample, **how)) - y).square().mean()
+        for how in ({"steer": followed(model, operator, y)}, {})
+    ]
+    assert misses[0] < 0.7 * misses[1]
