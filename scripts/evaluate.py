@@ -12,7 +12,7 @@ from typing import Any
 from ldm.cli import SHORT, add_sampling, device_of, given_sampling, one_line_errors
 from ldm.config import load, to_dict
 from ldm.evaluation.benchmark import read_folder
-from ldm.evaluation.evaluation import Drawer, score_model, score_pictures, with_general, with_sweeps, with_text_use
+from ldm.evaluation.evaluation import Drawer, score_model, score_pictures, with_general, with_held_out, with_sweeps
 from ldm.evaluation.general import Sources
 from ldm.evaluation.prompts import prompt_set, read_prompts
 from ldm.evaluation.report import Report, check_out, write_report
@@ -40,6 +40,7 @@ def parse() -> argparse.Namespace:
         help="scores at each value",
     )
     what.add_argument("--sweep-prompts", type=int, default=10, metavar="N", help="a category at each value; 10")
+    what.add_argument("--likelihood", action="store_true", help="also how likely held-out latents are: minutes")
     what.add_argument("--seed", type=int, default=0, help="of the first picture, 0 if left out; the next count up by 1")
     add_sampling(parser.add_argument_group("how to draw (the model's own settings where left out)"))
     more = parser.add_argument_group("the field's other metrics (extra: pip install -e '.[eval]')")
@@ -72,7 +73,7 @@ def main() -> None:
     what: dict[str, Any] = {"prompts": f"{len(prompts)} ({args.prompts or 'the benchmark'}, {asked})"}
     model = None
     if args.images:
-        if args.model or given or args.sweep or args.precision or args.device:
+        if args.model or given or args.sweep or args.likelihood or args.precision or args.device:
             raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
         report = score_pictures(prompts, read_folder(args.images, len(prompts)), {"model": str(args.images), **what})
         write_report(out, report)
@@ -85,7 +86,8 @@ def main() -> None:
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing
         few = prompts if args.prompts else prompt_set(args.sweep_prompts)
-        report = with_text_use(with_sweeps(report, draw, few, sweeps), model, run)
+        report = with_sweeps(report, draw, few, sweeps)
+        report = with_held_out(report, model, run, likelihood=args.likelihood)
         write_report(out, report)
     if args.general or sources != Sources() or reference is not None:
         report = with_general(report, sources, reference=reference, model=model)

@@ -7,18 +7,22 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ldm.data.latents import Latents
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.evaluation.benchmark import Pictures, ceiling, drawn_by, floor, mark, true_pictures
 from ldm.evaluation.general import Sources, general
+from ldm.evaluation.likelihood import BOUND_SAMPLES, likelihoods
 from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.report import Report
 from ldm.evaluation.score import Score, tally
 from ldm.evaluation.text_use import text_use
 from ldm.pipeline import TextToImage
 from ldm.run import Run
+from ldm.types import Condition
 
 TEXT_USE_SAMPLES = 512  # held-out captions and pictures
+LIKELIHOOD = "Likelihood of held-out latents, bits per dimension"
 
 
 @dataclass(frozen=True)
@@ -74,15 +78,20 @@ def with_sweeps(report: Report, draw: Drawer, prompts: list[Prompt], sweeps: dic
     return replace(report, sweeps=scores)
 
 
-def with_text_use(report: Report, model: TextToImage, run: Run) -> Report:
-    """The report with the validation losses by caption, where the run's own data is at hand."""
+def with_held_out(report: Report, model: TextToImage, run: Run, *, likelihood: bool = False) -> Report:
+    """The report with the validation losses by caption, and the ``likelihood``, where the run's data is at hand."""
     try:
         batches = first_batches(run.data.build("val"), model.sampling.sample.batch, TEXT_USE_SAMPLES)
         held_out = [model.encode(batch) for batch in tqdm(batches, desc="held-out data", unit="batch")]
     except (ValueError, OSError) as error:
         note = f"Whether the text is used was left out: the model's own data is not here ({error})."
         return replace(report, notes=[*report.notes, note])
-    return replace(report, text_use=text_use(model, held_out))
+    report = replace(report, text_use=text_use(model, held_out))
+    if not likelihood:
+        return report
+    few = held_out[: -(-BOUND_SAMPLES // len(held_out[0].latent))]
+    together = Latents(torch.cat([part.latent for part in few]), Condition.cat([part.cond for part in few]))
+    return replace(report, tables={**report.tables, LIKELIHOOD: likelihoods(model, together)})
 
 
 def with_general(
@@ -94,7 +103,7 @@ def with_general(
         reference = true_pictures(report.prompts, pictures.shape[1])
     captions = [prompt.text for prompt in report.prompts]
     tables, notes = general(pictures, captions, reference=reference, sources=sources, model=model)
-    return replace(report, tables=tables, notes=[*report.notes, *notes])
+    return replace(report, tables={**report.tables, **tables}, notes=[*report.notes, *notes])
 
 
 def _beyond_its_world(run: Run, report: Report) -> list[str]:

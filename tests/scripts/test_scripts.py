@@ -267,7 +267,17 @@ def test_the_trained_folder_is_all_that_drawing_needs(chain, tmp_path):
 def evaluated(chain, tmp_path_factory):
     """The report of the chain's model, two prompts a category."""
     folder = tmp_path_factory.mktemp("evaluation") / "report"
-    options = ("--prompts-per-category", 2, "--sweep", "scale=1,3", "--sweep-prompts", 1, "--out", folder)
+    options = (
+        "--prompts-per-category",
+        2,
+        "--sweep",
+        "scale=1,3",
+        "--sweep-prompts",
+        1,
+        "--likelihood",
+        "--out",
+        folder,
+    )
     status, printed, errors = call("evaluate.py", chain.model, *options)
     assert status == 0, errors
     return SimpleNamespace(folder=folder, printed=printed, figures=json.loads((folder / "report.json").read_text()))
@@ -280,6 +290,7 @@ def test_evaluating_a_model_writes_a_report_with_every_figure(evaluated):
     assert figures["sweeps"]["guidance.scale"].keys() == {"1", "3"}
     assert figures["what"]["steps"] == 2 and figures["seconds_per_image"] > 0
     assert figures["text_use"].keys() == {"true", "shuffled", "empty"}
+    assert any("Likelihood" in title for title in figures["tables"])
     assert len(list((evaluated.folder / "images").glob("*.png"))) == 20
     assert "20 pictures right" in evaluated.printed and str(evaluated.folder) in evaluated.printed
 

@@ -1,0 +1,43 @@
+"""The likelihoods of a report, with a model that is exact."""
+
+from math import e, log2, pi
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.data.latents import Latents
+from ldm.diffusion.process import Process
+from ldm.diffusion.schedules import CosineConfig
+from ldm.evaluation.likelihood import likelihoods
+from ldm.pipeline import TextToImage
+from ldm.types import Condition
+
+
+class Standard(nn.Module):
+    """The exact network of standard normal latents: of them x0 is alpha x, and v is 0."""
+
+    def __init__(self):
+        super().__init__()
+        self.zero = nn.Parameter(torch.zeros(()))
+
+    def prepare(self, cond):
+        return cond
+
+    def forward(self, x, t, cond):
+        return self.zero * x
+
+
+def condition(rows):
+    return Condition(torch.zeros(rows, 1, 3), torch.zeros(rows, 2), torch.ones(rows, 1, dtype=torch.bool))
+
+
+def test_standard_normal_latents_have_the_entropy_of_a_normal():
+    latent = torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = TextToImage(Standard(), None, lambda texts: condition(len(texts)), Process(CosineConfig().build()))
+    found = likelihoods(model, Latents(latent, condition(64)))
+    entropy = 0.5 * log2(2 * pi * e)
+    assert found["ODE with the caption"] == pytest.approx(entropy, abs=0.05)
+    assert found["bound with the caption"] == pytest.approx(entropy, abs=0.1)
+    assert found["bound with none"] == pytest.approx(found["bound with the caption"], abs=1e-5)
+    assert (found["samples of the bound"], found["samples of the ODE"]) == (32, 8)
