@@ -27,6 +27,7 @@ class Settings:
     precision: str
     model: str  # the model folder's name
     model_hash: str  # of the model folder's manifest
+    steering: str = ""  # what else steered it, in words
 
     def parameters(self) -> str:
         """The settings in the text form of A1111's web UI, which image browsers read."""

@@ -6,8 +6,10 @@ python scripts/edit.py restore --image star.png --prompt "a red star" --operator
 """
 
 import argparse
+from collections.abc import Callable
 from math import log10
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -29,6 +31,7 @@ from ldm.editing import (
 )
 from ldm.folders import load_model, shipped_model
 from ldm.pictures import grid
+from ldm.pipeline import Steer, TextToImage, Walk, from_noise
 
 OPERATORS = {
     "downscale": "means of squares of AMOUNT x AMOUNT pixels",
@@ -50,17 +53,27 @@ def parse() -> argparse.Namespace:
     common.add_argument("--out", type=Path, default=Path("outputs/edit.png"), help="one PNG of all, see below")
     add_sampling(common)
     ways = parser.add_subparsers(dest="way", required=True)
-    vary = ways.add_parser("vary", parents=[common], help="pictures like this one (SDEdit)")
-    vary.add_argument("--strength", type=float, default=0.6, help="0 keeps the picture, 1 forgets it")
-    fill = ways.add_parser("fill", parents=[common], help="draw a part of it anew (RePaint)")
-    fill.add_argument("--mask", type=Path, required=True, help="a picture: white is drawn anew, black is kept")
-    fill.add_argument("--jump", type=int, default=5, help="steps that are done again")
-    fill.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
-    restore = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
-    restore.add_argument("--operator", choices=OPERATORS, required=True, help=str(OPERATORS).strip("{}"))
-    restore.add_argument("--amount", type=float, required=True, help="how much, see the operators")
-    restore.add_argument("--method", choices=["ddnm", "dps"], default="ddnm", help="dps follows gradients, ddnm none")
+    varying = ways.add_parser("vary", parents=[common], help="pictures like this one (SDEdit)")
+    varying.add_argument("--strength", type=float, default=0.6, help="0 keeps the picture, 1 forgets it")
+    filling = ways.add_parser("fill", parents=[common], help="draw a part of it anew (RePaint)")
+    filling.add_argument("--mask", type=Path, required=True, help="a picture: white is drawn anew, black is kept")
+    filling.add_argument("--jump", type=int, default=5, help="steps that are done again")
+    filling.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
+    restoring = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
+    restoring.add_argument("--operator", choices=OPERATORS, required=True, help=str(OPERATORS).strip("{}"))
+    restoring.add_argument("--amount", type=float, required=True, help="how much, see the operators")
+    restoring.add_argument("--method", choices=["ddnm", "dps"], default="ddnm", help="dps follows gradients, ddnm none")
     return parser.parse_args()
+
+
+class Plan(NamedTuple):
+    """What an edit makes of the model's drawing, and what is shown of it."""
+
+    before: list[Tensor]  # pictures (1, 3, H, W) that stand before the results
+    legend: str  # what they are
+    steer: Steer | None = None
+    walk: Walk = from_noise
+    finish: Callable[[Tensor], Tensor] = lambda drawn: drawn
 
 
 def main() -> None:
@@ -72,37 +85,52 @@ def main() -> None:
     model.sampling = model.sampling.but(*given_sampling(args))
     size = (image.shape[2], image.shape[3])
     model.latent_size(size)  # refuses a size that does not fit
+    plan = {"vary": vary, "fill": fill, "restore": restore}[args.way](args, model, image)
     prompts = [args.prompt] * args.n_samples
     with tqdm(total=len(prompts) * model.sampling.sample.steps, desc=args.way, unit="step", dynamic_ncols=True) as bar:
-        common = {"negative": args.negative_prompt, "seed": args.seed, "size": size, "progress": bar.update}
-        if args.way == "vary":
-            drawn = model(prompts, **common, walk=varied(model, image, args.strength))
-            shown = [image, *(one for one, _ in drawn)]
-        elif args.way == "fill":
-            mask = (read(args.mask).mean(dim=1, keepdim=True) > 0).float()
-            if mask.shape[2:] != image.shape[2:]:
-                raise ValueError(f"--mask {args.mask} is of another size than the image; make it {size[1]} x {size[0]}")
-            resampling = ResamplingConfig(args.jump, args.times) if args.times > 1 else None
-            steer, walk = filled(model, image, mask, resampling)
-            drawn = model(prompts, **common, steer=steer, walk=walk)
-            shown = [image * (1 - mask), *(torch.lerp(image, one, mask) for one, _ in drawn)]
-        else:
-            operator = operator_of(args.operator, args.amount, image)
-            y = operator.apply(image)
-            steer = {"ddnm": restored, "dps": followed}[args.method](model, operator, y)
-            pairs = list(model(prompts, **common, steer=steer))
-            seen = operator.pseudo_inverse(y).view_as(image)
-            shown = [image, seen, *(one for one, _ in pairs)]
-            print(f"PSNR against the whole picture: of the measurement alone {psnr(image, seen):.1f} dB")
-            print(f"of the restored pictures {', '.join(f'{psnr(image, one):.1f}' for one, _ in pairs)} dB")
+        drawn = model(
+            prompts,
+            negative=args.negative_prompt,
+            seed=args.seed,
+            size=size,
+            precision=args.precision or "fp32",
+            progress=bar.update,
+            steer=plan.steer,
+            walk=plan.walk,
+        )
+        results = [plan.finish(one) for one, _ in drawn]
+    if args.way == "restore":
+        print(f"PSNR against the whole picture: of the measurement alone {psnr(image, plan.before[-1]):.1f} dB")
+        print(f"of the restored pictures {', '.join(f'{psnr(image, one):.1f}' for one in results)} dB")
     args.out.parent.mkdir(parents=True, exist_ok=True)
+    shown = [*plan.before, *results]
     grid(torch.cat(shown), columns=len(shown), path=args.out)
-    print(f"{args.out}: {legend(args.way)}")
+    print(f"{args.out}: {plan.legend}, and the results")
 
 
-def legend(way: str) -> str:
-    first = {"vary": "the picture", "fill": "the picture without the hole", "restore": "the picture, what was measured"}
-    return f"{first[way]}, and the results"
+def vary(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
+    return Plan([image], "the picture", walk=varied(model, image, args.strength))
+
+
+def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
+    mask = (read(args.mask).mean(dim=1, keepdim=True) > 0).float()  # (1, 1, H, W)
+    if mask.shape[2:] != image.shape[2:]:
+        size = f"{image.shape[3]} x {image.shape[2]}"
+        raise ValueError(f"--mask {args.mask} is of another size than the image; make it {size}")
+    resampling = ResamplingConfig(args.jump, args.times) if args.times > 1 else None
+    steer, walk = filled(model, image, mask, resampling)
+
+    def finish(drawn: Tensor) -> Tensor:
+        return torch.lerp(image, drawn, mask)
+
+    return Plan([image * (1 - mask)], "the picture without the hole", steer, walk, finish)
+
+
+def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
+    operator = operator_of(args.operator, args.amount, image)
+    y = operator.apply(image)
+    steer = {"ddnm": restored, "dps": followed}[args.method](model, operator, y)
+    return Plan([image, operator.pseudo_inverse(y).view_as(image)], "the picture, what was measured of it", steer)
 
 
 def read(path: Path) -> Tensor:

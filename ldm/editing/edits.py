@@ -11,7 +11,7 @@ Legend: H W image size, f the autoencoder's factor, m number of measurements.
 import torch
 from torch import Tensor
 
-from ldm.editing.image_to_image import image_to_image
+from ldm.editing.image_to_image import check_strength, image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask
 from ldm.editing.operators import Operator
 from ldm.editing.posterior import ddnm, dps
@@ -22,6 +22,7 @@ from ldm.types import Denoise, Grid, Noise, Sampler
 
 def varied(model: TextToImage, image: Tensor, strength: float) -> Walk:
     """A walk to pictures like ``image`` (1, 3, H, W) in [-1, 1]; ``strength`` 0 keeps it, 1 forgets it."""
+    check_strength(strength)
     latent = _encoded(model, image)
 
     def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:

@@ -18,11 +18,16 @@ def image_to_image(
     Raises:
         ValueError: the strength is not in [0, 1].
     """
-    if not 0 <= strength <= 1:
-        raise ValueError(f"strength {strength} is not in [0, 1]; try strength=0.6")
+    check_strength(strength)
     start = min(range(len(grid)), key=lambda i: abs(float(grid[i].t) - strength))
     if start == len(grid) - 1:
         return latent
     rest = Grid(grid[start:], grid.schedule)
     x = noised(latent, noise(), rest[0]) if start > 0 else rest[0].sigma * noise()
     return sampler(denoise, x, rest, noise)
+
+
+def check_strength(strength: float) -> None:
+    """Raise ValueError unless ``strength`` is in [0, 1]."""
+    if not 0 <= strength <= 1:
+        raise ValueError(f"strength {strength} is not in [0, 1]; try strength=0.6")

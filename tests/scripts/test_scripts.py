@@ -33,7 +33,7 @@ from ldm.training.checkpoint import newest
 from ldm.training.log import read
 
 SCRIPTS = Path(__file__).parents[2] / "scripts"
-CHAIN = ("train_autoencoder.py", "train_clip.py", "cache_latents.py", "train_ldm.py")
+CHAIN = ("train_autoencoder.py", "train_clip.py", "cache_latents.py", "train_ldm.py", "train_classifier.py")
 
 
 def call(script, *args):
@@ -92,7 +92,9 @@ def test_every_script_explains_itself(script):
 
 def test_each_script_says_what_it_wrote_and_uses_what_came_before(chain):
     written = [chain.printed[script].splitlines()[-1] for script in CHAIN]
-    assert written == [f"written to {chain.folder / name}" for name in ("autoencoder", "text", "cache", "model")]
+    assert written == [
+        f"written to {chain.folder / name}" for name in ("autoencoder", "text", "cache", "model", "classifier")
+    ]
     assert "matches and is used again" in chain.printed["train_ldm.py"]
     assert not any("shipped" in text for text in chain.printed.values())
 
@@ -149,6 +151,64 @@ def test_any_setting_of_how_to_draw_can_be_given(draw):
     sampling = read_settings(image).sampling
     assert (sampling["sampler"]["name"], sampling["grid"]["name"]) == ("dpm_solver_pp", "karras")
     assert sampling["guidance"]["rescale"] == 0.5
+
+
+def test_a_classifier_steers_and_is_named_in_the_image(draw, chain):
+    plain, steered = draw("--prompt", "a star")[0], ("--classifier", chain.folder / "classifier")
+    image = draw("--prompt", "a star", *steered, "--classifier-scale", 30)[-1]
+    assert read_settings(image).steering == "classifier, scale 30"
+    assert abs(pixels(image) - pixels(plain)).max() > 0
+    status, _, errors = call("txt2img.py", "--prompt", "a star", *steered, "--outdir", chain.folder / "none")
+    assert status == 2 and "latents of another autoencoder" in errors
+
+
+@pytest.mark.parametrize(
+    ("way", "panels"),
+    [
+        (("vary", "--strength", 0.5), 3),
+        (("fill", "--times", 2), 3),
+        (("restore", "--operator", "downscale", "--amount", 4), 4),
+        (("restore", "--operator", "pixels", "--amount", 0.5, "--method", "dps"), 4),
+    ],
+    ids=lambda way: " ".join(map(str, way)) if isinstance(way, tuple) else str(way),
+)
+def test_a_picture_is_edited(chain, tmp_path, way, panels):
+    picture, mask = tmp_path / "star.png", tmp_path / "mask.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    Image.fromarray(np.uint8(np.tri(64) * 255)).save(mask)
+    options = ("--image", picture, "--prompt", "a star", "--n_samples", 2, "--ckpt", chain.model)
+    options = (*options, *(("--mask", mask) if way[0] == "fill" else ()), "--out", tmp_path / "out.png")
+    status, printed, errors = call("edit.py", way[0], *way[1:], *options)
+    assert status == 0, errors
+    assert pixels(tmp_path / "out.png").shape == (68, 66 * panels + 2, 3)
+    assert ("PSNR" in printed) == (way[0] == "restore")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("vary --strength 2", "strength 2.0 is not in [0, 1]"),
+        ("fill --mask README.md", "README.md is not a readable picture"),
+        ("restore --operator downscale --amount 1.5", "--amount 1.5 of downscale"),
+        ("restore --operator pixels --amount 2", "--amount 2.0 of pixels"),
+        ("restore --operator blur --amount 40", "std 40.0"),
+    ],
+)
+def test_a_mistake_in_editing_is_told_in_one_line(args, says, chain, tmp_path, monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "star.png")
+    common = ("--image", tmp_path / "star.png", "--prompt", "a", "--ckpt", chain.model, "--out", tmp_path / "out.png")
+    assert_one_line(call("edit.py", *args.split(), *common), says)
+    assert not (tmp_path / "out.png").exists()
+
+
+def test_levels_found_for_a_model_are_written_with_it(chain, tmp_path):
+    options = ("--steps", 3, "--evaluations", 5, "--from-file", SCRIPTS.parent / "data/prompts_one.txt")
+    status, printed, errors = call("optimise_grid.py", chain.model, *options, "--out", tmp_path / "model")
+    assert status == 0, errors
+    sampling = load_model(tmp_path / "model").sampling
+    assert len(sampling.grid.times) == sampling.sample.steps == 3
+    assert f"written to {tmp_path / 'model'}" in printed
 
 
 def test_any_prompt_gives_an_image_with_a_safe_name(draw):
