@@ -91,7 +91,7 @@ def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[
         found["classifier"] = lambda scale: by_classifier(classifier, scale)
     if args.worse:
         worse = load_model(args.worse, model.device)
-        found["worse model"] = lambda scale: by_worse_model(worse, scale)
+        found["worse model"] = lambda scale: by_worse_model(model, worse, scale)
     return found
 
 

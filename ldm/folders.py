@@ -25,6 +25,7 @@ from ldm.files import BrokenFile, check_folder, load_weights, save_tensors, whol
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.text.clip import ClipText
+from ldm.types import Schedule
 
 SHIPPED = "shapes64"
 CONFIG = "config.yaml"
@@ -64,24 +65,31 @@ def save_classifier(network: Classifier, run: Run, autoencoder: str, folder: Pat
         save_tensors(network.state_dict(), staged / "classifier.safetensors", torch.float16)
 
 
-def load_classifier(folder: Path, model: TextToImage) -> Classifier:
+def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
     """The classifier in ``folder``, frozen, on the device of ``model``, whose latents and levels it must know.
 
     Raises:
         BrokenFile: a file is missing, damaged, or of another shape.
         ValueError: it reads the latents of another autoencoder, or other noise levels.
     """
+    folder = Path(folder)
     check_folder(folder)
     run = load(Run, folder / CONFIG)
     made_from = json.loads((folder / MADE_FROM).read_text())
-    if made_from["autoencoder"] != fingerprint(model.autoencoder):
-        raise ValueError(f"{folder} was trained on the latents of another autoencoder; train one for this model")
-    level, own = run.schedule.build().level(0.5), model.process.schedule.level(0.5)
-    if not (isclose(level.alpha, own.alpha, rel_tol=1e-3) and isclose(level.sigma, own.sigma, rel_tol=1e-3)):
-        raise ValueError(f"{folder} was trained on another noise schedule; train one for this model")
+    check_same(model, made_from["autoencoder"], run.schedule.build(), str(folder))
     network = run.classifier.build(model.autoencoder.channels)
     load_weights(network, folder / "classifier.safetensors")
     return network.requires_grad_(False).eval().to(model.device)
+
+
+def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: str) -> None:
+    """Raise ValueError unless the latents and noise levels of ``whose`` network are those of ``model``."""
+    if autoencoder != fingerprint(model.autoencoder):
+        raise ValueError(f"{whose} was trained on the latents of another autoencoder; train one for this model")
+    for t in (0.1, 0.5, 0.9):
+        for a, b in zip(schedule.level(t), model.process.schedule.level(t), strict=True):
+            if not isclose(float(a), float(b), rel_tol=1e-3):
+                raise ValueError(f"{whose} was trained on another noise schedule; train one for this model")
 
 
 def fingerprint(network: nn.Module) -> str:

@@ -78,16 +78,16 @@ def read_settings(path: Path) -> Settings:
         ValueError: the file is no image, or holds no such settings.
     """
     try:
-        with Image.open(path) as image:
+        with Image.open(path, formats=("PNG",)) as image:  # no other reader is let near a stranger's file
             image.load()  # text chunks may follow the pixels
             text = getattr(image, "text", {}).get(CHUNK)
-    except (OSError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} is not a readable image ({error})") from error
+    except (OSError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f"{path} is not a readable PNG image ({error})") from error
     if text is None:
         raise ValueError(f"{path} holds no settings of this program; only images that txt2img.py wrote do")
     try:
         return _checked(json.loads(text))
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, RecursionError) as error:
         raise ValueError(f"{path}: the settings in it are damaged ({error})") from error
 
 

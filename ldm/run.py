@@ -1,6 +1,7 @@
 """A run: every section of a configuration file, over the tables of swappable parts. The defaults are the shapes run."""
 
 from dataclasses import dataclass
+from math import hypot
 from typing import Any
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, ReconstructionConfig
@@ -9,14 +10,14 @@ from ldm.data import DATASETS
 from ldm.data.latents import CacheConfig
 from ldm.denoisers import DENOISERS
 from ldm.denoisers.classifier import ClassifierConfig
-from ldm.diffusion import SCHEDULES, TIMES, WEIGHTS, ProcessConfig
+from ldm.diffusion import SCHEDULES, TARGETS, TIMES, WEIGHTS, ProcessConfig
 from ldm.diffusion.guidance import GuidanceConfig
 from ldm.samplers import SAMPLERS
 from ldm.sampling import Sampling
 from ldm.text import TEXT_ENCODERS
 from ldm.training.optim import TrainConfig
 
-MIN_EPS_SIGNAL = 1e-3  # alpha(1) below which x0 cannot be told from a predicted noise
+MIN_SIGNAL = 1e-3  # share of x0 in what F and x say together at t = 1, below which x0 cannot be told
 
 
 @dataclass
@@ -71,9 +72,17 @@ class Run(Sampling):
         return Sampling(self.sampler, self.grid, self.guidance, self.sample)
 
     def __post_init__(self) -> None:
-        alpha = self.schedule.build().level(1.0).alpha
-        if self.process.target == "eps" and alpha < MIN_EPS_SIGNAL:
+        schedule = self.schedule.build()
+        noisiest = schedule.level(1.0)
+        a, b = (float(part) for part in TARGETS[self.process.target](noisiest))
+        if abs(noisiest.alpha * b - noisiest.sigma * a) < MIN_SIGNAL * hypot(a, b):
             raise ValueError(
-                f"process.target eps divides by alpha(1) = {alpha:.1e} of this schedule, which magnifies every error; "
-                "use process.target=v or schedule.name=linear"
+                f"process.target {self.process.target} divides by alpha(1) = {noisiest.alpha:.1e} of this schedule, "
+                "which magnifies every error; use process.target=v or schedule.name=linear"
             )
+        if getattr(self.sampler, "variance", "") == "learned" and not self.process.learned_variance:
+            raise ValueError("sampler.variance=learned asks for what no network says without process.learned_variance")
+        try:
+            self.grid(schedule, self.sample.steps)
+        except ValueError as error:
+            raise ValueError(f"grid and sample.steps: {error}") from error

@@ -102,7 +102,8 @@ def train_ldm(run: Run, device: torch.device) -> Path:
         "autoencoder": fingerprint(autoencoder),
         "text encoder": fingerprint(text),
         "schedule": str(run.schedule),
-        "target": run.process.target,
+        "process": str(run.process),
+        "weight": str(run.weight),
         "distribution of times": str(run.times),
     }
     _train(task, config, run, device, made_from)

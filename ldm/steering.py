@@ -7,6 +7,7 @@ from torch.nn.functional import logsigmoid
 from ldm.denoisers.classifier import Classifier, present
 from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guidance
 from ldm.diffusion.process import unit
+from ldm.folders import check_same, fingerprint
 from ldm.pipeline import Steer, TextToImage
 from ldm.types import Denoise, Level
 
@@ -27,8 +28,15 @@ def by_classifier(classifier: Classifier, scale: float) -> Steer:
     return steer
 
 
-def by_worse_model(worse: TextToImage, scale: float) -> Steer:
-    """Away from what a ``worse`` model says of the same prompt: autoguidance. It must know the same latents."""
+def by_worse_model(model: TextToImage, worse: TextToImage, scale: float) -> Steer:
+    """Away from what a ``worse`` model than ``model`` says of the same prompt: autoguidance, 1 is none.
+
+    It comes on top of classifier-free guidance, which a scale of 1 turns off.
+
+    Raises:
+        ValueError: the worse model knows other latents or other noise levels.
+    """
+    check_same(model, fingerprint(worse.autoencoder), worse.process.schedule, "the worse model")
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
         null = worse.text([""]).to(worse.device).repeat(len(prompts))

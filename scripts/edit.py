@@ -50,7 +50,12 @@ def parse() -> argparse.Namespace:
     common.add_argument("--n_samples", "--n-samples", type=int, default=4, help="results, 4 if left out")
     common.add_argument("--seed", type=int, default=0, help="of the first; each further one counts up by 1")
     common.add_argument("--ckpt", type=Path, metavar="FOLDER", help="a model folder; the shipped model if left out")
-    common.add_argument("--out", type=Path, default=Path("outputs/edit.png"), help="one PNG of all, see below")
+    common.add_argument(
+        "--out",
+        type=Path,
+        default=Path("outputs/edit.png"),
+        help="one PNG of all; replaced if it is there",
+    )
     add_sampling(common)
     ways = parser.add_subparsers(dest="way", required=True)
     varying = ways.add_parser("vary", parents=[common], help="pictures like this one (SDEdit)")
@@ -60,7 +65,13 @@ def parse() -> argparse.Namespace:
     filling.add_argument("--jump", type=int, default=5, help="steps that are done again")
     filling.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
     restoring = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
-    restoring.add_argument("--operator", choices=OPERATORS, required=True, help=str(OPERATORS).strip("{}"))
+    described = "; ".join(f"{name}: {what}" for name, what in OPERATORS.items())
+    restoring.add_argument(
+        "--operator",
+        choices=OPERATORS,
+        required=True,
+        help=described,
+    )
     restoring.add_argument("--amount", type=float, required=True, help="how much, see the operators")
     restoring.add_argument("--method", choices=["ddnm", "dps"], default="ddnm", help="dps follows gradients, ddnm none")
     return parser.parse_args()
@@ -117,6 +128,10 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
     if mask.shape[2:] != image.shape[2:]:
         size = f"{image.shape[3]} x {image.shape[2]}"
         raise ValueError(f"--mask {args.mask} is of another size than the image; make it {size}")
+    if args.times < 1:
+        raise ValueError(f"--times {args.times} is not at least 1")
+    if args.times > 1 and args.sampler:
+        raise ValueError(f"--sampler {args.sampler} draws once; give it --times 1")
     resampling = ResamplingConfig(args.jump, args.times) if args.times > 1 else None
     steer, walk = filled(model, image, mask, resampling)
 
@@ -144,7 +159,7 @@ def read(path: Path) -> Tensor:
 def operator_of(name: str, amount: float, image: Tensor) -> Operator:
     height, width = image.shape[2:]
     if name == "downscale":
-        if amount != int(amount):
+        if not amount.is_integer():
             raise ValueError(f"--amount {amount} of downscale is not a whole number; try --amount 4")
         return Downscale(int(amount))
     if name == "blur":

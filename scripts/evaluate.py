@@ -102,9 +102,8 @@ def read_sweeps(texts: list[str], sampling: Sampling) -> dict[str, list[float]]:
     for text in texts:
         name, _, listed = text.partition("=")
         key = SHORT.get(name, name)
-        kind = int if key == SHORT["steps"] else float
         try:
-            values = [kind(value) for value in listed.split(",")]
+            values = [int(value) if value.strip().isdigit() else float(value) for value in listed.split(",")]
         except ValueError as error:
             raise ValueError(f"--sweep {text}: '{listed}' is no list of numbers; write e.g. {name}=1,2,4") from error
         for value in values:

@@ -20,6 +20,7 @@ from ldm.pipeline import TextToImage, from_noise
 from ldm.run import Run
 from ldm.sampling import Sampling
 
+WITHOUT_NOISE = ("ddim", "euler", "heun", "plms", "ipndm", "deis", "dpm_solver", "dpm_solver_pp", "unipc")
 FINE = ("sampler=heun", "sample.steps=60", "grid=uniform")
 
 
@@ -36,9 +37,13 @@ def main() -> None:
     folder = args.model or shipped_model()
     model = load_model(folder, device_of(args.device))
     prompts = (
-        args.from_file.read_text().splitlines() if args.from_file else [p.text for p in prompt_set(2, TRAINING_SEED)]
+        [*filter(None, args.from_file.read_text().splitlines())]
+        if args.from_file
+        else [p.text for p in prompt_set(2, TRAINING_SEED)]
     )
     few = model.sampling.but(f"sampler={args.sampler}", "grid=uniform", f"sample.steps={args.steps}")
+    if args.sampler not in WITHOUT_NOISE:
+        raise ValueError(f"--sampler {args.sampler} draws noise as it goes; use one of {', '.join(WITHOUT_NOISE)}")
     if getattr(few.sampler, "eta", 0.0):
         few = few.but("sampler.eta=0")
     exact = latents(model, prompts, model.sampling.but(*FINE))

@@ -80,9 +80,15 @@ def test_settings_are_there_for_image_browsers_too(tmp_path):
 def test_an_image_of_another_program_is_refused(tmp_path):
     PICTURE.save(tmp_path / "plain.png")
     PICTURE.save(tmp_path / "plain.jpg")
-    for path in tmp_path.iterdir():
-        with pytest.raises(ValueError, match=f"{path.name} holds no settings"):
-            read_settings(path)
+    (tmp_path / "page.png").write_bytes(
+        b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"
+    )  # for another program to run
+    for name, says in (
+        ("plain.png", "holds no settings"),
+        *((n, "is not a readable PNG") for n in ("plain.jpg", "page.png")),
+    ):
+        with pytest.raises(ValueError, match=f"{name} {says}"):
+            read_settings(tmp_path / name)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>", b"\x89PNG\r\n\x1a\n", None])
@@ -90,7 +96,7 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, content):
     path = tmp_path / "image.png"
     if content is not None:
         path.write_bytes(content)
-    with pytest.raises(ValueError, match="image.png is not a readable image"):
+    with pytest.raises(ValueError, match="image.png is not a readable PNG image"):
         read_settings(path)
 
 
@@ -107,6 +113,9 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, content):
             {"sampling": {"sampler": {"name": "os.system"}}},
             {"target": "os.system"},
         )
+    ]
+    + [
+        "[" * 100_000,
     ],
 )
 def test_damaged_settings_are_refused(tmp_path, text):

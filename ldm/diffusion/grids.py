@@ -122,7 +122,7 @@ class LogSNRConfig:
 
 @dataclass
 class ListedConfig:
-    """The ``times`` that are listed: those that a search found best for a model.
+    """The ``times`` that are listed, such as a search found for a model; between them for another number of steps.
 
     They are those of Stable Diffusion 1.5, steps of its table over 1,000, if none are given (Align Your Steps, Sabour
     et al. 2024, arXiv:2404.14507).
@@ -137,9 +137,8 @@ class ListedConfig:
             raise ValueError(f"times {self.times} do not fall within 1 and 0; write e.g. times=[1.0, 0.5, 0.2]")
 
     def __call__(self, schedule: Schedule, steps: int) -> Grid:
-        if steps != len(self.times):
-            raise ValueError(f"steps {steps} is not the number of listed times; try steps={len(self.times)}")
-        return at_times(schedule, self.times)
+        places = np.linspace(0, len(self.times) - 1, _counted(steps))
+        return at_times(schedule, np.interp(places, np.arange(len(self.times)), self.times))
 
 
 GRIDS = {

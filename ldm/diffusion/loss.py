@@ -27,7 +27,12 @@ def loss(network: nn.Module, process: Process, x0: Tensor, cond: Condition, t: T
     """
     level = process.schedule.level(t)
     said = process.said(network, noised(x0, noise, level), level, cond)
-    return (said.f - regressed(process.target, x0, noise, level)).square().mean(dim=(1, 2, 3))
+    return _squared_error(process, said, x0, noise, level).mean(dim=(1, 2, 3))
+
+
+def _squared_error(process: Process, said: Said, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+    """That of F (B, C, H, W)."""
+    return (said.f - regressed(process.target, x0, noise, level)).square()
 
 
 @dataclass
@@ -55,11 +60,12 @@ class DenoisingLoss:
             seen = noise + self.input_perturbation * torch.randn(x0.shape, generator=generator)
         noise, seen = noise.to(x0.device), seen.to(x0.device)
         level = process.schedule.level(t)
-        said = process.said(network, noised(x0, seen, level), level, cond)
-        error = (said.f - regressed(process.target, x0, noise, level)).square()  # (B, C, H, W)
+        x = noised(x0, seen, level)
+        said = process.said(network, x, level, cond)
+        error = _squared_error(process, said, x0, noise, level)  # (B, C, H, W)
         each = (self.weight.on_f(process.target, level, rate(process.schedule, t)) * error).mean(dim=(1, 2, 3))  # (B,)
         if said.variance is not None:
-            each = each + self._bound(said, x0, noised(x0, seen, level), level, t)
+            each = each + self._bound(said, x0, x, level, t)
         self.times.observe(t, each)
         return importance * each
 

@@ -16,7 +16,7 @@ from ldm.types import Condition, Denoise, Level, Prediction, Schedule
 
 @dataclass
 class ProcessConfig:
-    """What the network sees and says. It is a part of the model, and not of its training alone."""
+    """What the network sees and says, which is a part of the model; and what its training does to what it sees."""
 
     target: str = "v"  # what the network regresses: eps | x0 | v | flow | score | edm
     unit_input: bool = False  # it sees x / sqrt(alpha^2 + sigma^2): for schedules that let x grow, such as ve

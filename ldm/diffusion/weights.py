@@ -16,15 +16,15 @@ from torch import Tensor
 from ldm.diffusion.targets import gain
 from ldm.types import Level, Schedule, Target
 
-H = 1e-3  # half of the stretch of time over which the rate is measured
+H = 1e-2  # half of the stretch of time over which the rate is measured, as a share of the time
 MIN_ALPHA = 1e-12
 
 
 def rate(schedule: Schedule, t: Tensor) -> Tensor:
     """-d log(snr) / dt at times ``t`` (B,) in (0, 1], by differences: (B, 1, 1, 1)."""
-    soon, late = (t - H).clamp(min=H), (t + H).clamp(max=1.0)
+    soon, late = t.double() * (1 - H), (t.double() * (1 + H)).clamp(max=1.0)  # (B,)
     fall = _log_snr(schedule.level(soon)) - _log_snr(schedule.level(late))  # (B, 1, 1, 1)
-    return fall / (late - soon).view(-1, 1, 1, 1)
+    return (fall / (late - soon).view(-1, 1, 1, 1)).float()
 
 
 def _log_snr(level: Level) -> Tensor:

@@ -8,6 +8,8 @@
 Legend: H W image size, f the autoencoder's factor, m number of measurements.
 """
 
+from itertools import chain
+
 import torch
 from torch import Tensor
 
@@ -26,7 +28,9 @@ def varied(model: TextToImage, image: Tensor, strength: float) -> Walk:
     latent = _encoded(model, image)
 
     def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
-        return image_to_image(denoise, sampler, grid, latent, strength, noise)
+        first = noise()  # which says how many pictures are drawn
+        draws = chain([first], iter(noise, None))
+        return image_to_image(denoise, sampler, grid, latent.expand_as(first), strength, lambda: next(draws))
 
     return walk
 
@@ -50,12 +54,15 @@ def restored(model: TextToImage, operator: Operator, y: Tensor, *, passes: int =
     """Towards pictures of which ``operator`` measures ``y`` (1, ...), free of noise: ``ddnm`` on the decoded image."""
     y, autoencoder = y.to(model.device), model.autoencoder
 
+    def decode(latent: Tensor) -> Tensor:
+        return autoencoder.decode(latent).float()
+
     def encode(image: Tensor) -> Tensor:
         return autoencoder.encode(image.clamp(-1, 1))
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
         each = y.expand(len(prompts), *y.shape[1:])
-        return ddnm(denoise, operator, each, decode=autoencoder.decode, encode=encode, passes=passes)
+        return ddnm(denoise, operator, each, decode=decode, encode=encode, passes=passes)
 
     return steer
 
@@ -65,7 +72,9 @@ def followed(model: TextToImage, operator: Operator, y: Tensor, *, zeta: float =
     y = y.to(model.device)
 
     def measure(latent: Tensor) -> Tensor:
-        return operator.apply(model.autoencoder.decode(latent, clamp=False))
+        image = model.autoencoder.decode(latent, clamp=False).float()
+        with torch.autocast(model.device.type, enabled=False):
+            return operator.apply(image)
 
     return lambda denoise, prompts: dps(denoise, measure, y.expand(len(prompts), *y.shape[1:]), zeta=zeta, std=std)
 

@@ -44,7 +44,9 @@ def ddnm(
         x0 = said.x0
         for _ in range(passes):
             image = decode(x0)
-            x0 = encode(image + operator.pseudo_inverse(y - operator.apply(image)))
+            with torch.autocast(image.device.type, enabled=False):  # half precision would not agree with y
+                image = image + operator.pseudo_inverse(y - operator.apply(image))
+            x0 = encode(image)
         return said._replace(x0=x0)
 
     return consistent

@@ -60,8 +60,8 @@ class EDMConfig:
             raise ValueError(f"s_noise {self.s_noise} is not a positive number; try s_noise=1.003")
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
-        spared = (self.s_min, self.s_max)
-        return edm(denoise, x, grid, noise, churn=self.churn, churned=spared, s_noise=self.s_noise)
+        churned = (self.s_min, self.s_max)
+        return edm(denoise, x, grid, noise, churn=self.churn, churned=churned, s_noise=self.s_noise)
 
 
 def euler(denoise: Denoise, x: Tensor, grid: Grid) -> Tensor:

@@ -6,6 +6,7 @@ from math import expm1
 
 from torch import Tensor
 
+from ldm.samplers.dpm_solver import check_order
 from ldm.samplers.interpolation import Known, mean_prediction, place
 from ldm.samplers.step import move
 from ldm.types import Denoise, Grid, Level, Noise
@@ -22,8 +23,7 @@ class UniPCConfig:
     lower_order_final: bool = True  # order no higher than the steps that are left
 
     def __post_init__(self) -> None:
-        if self.order not in (1, 2, 3):
-            raise ValueError(f"order {self.order} is not 1, 2 or 3; try order=2")
+        check_order(self.order)
         if self.variant not in VARIANTS:
             raise ValueError(f"variant '{self.variant}' is not one of {', '.join(VARIANTS)}")
 

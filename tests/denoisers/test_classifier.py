@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from ldm.data.scene import BACKGROUNDS, COLORS, COUNTS, SHAPES, SIZES
 from ldm.denoisers.classifier import ClassifierConfig, present
 
 WORDS = ["red", "cross", "two", "navy"]
@@ -20,6 +21,11 @@ WORDS = ["red", "cross", "two", "navy"]
 )
 def test_words_are_found_whole_and_in_the_plural(caption, found):
     assert present([caption], WORDS).tolist() == [found]
+
+
+def test_it_looks_for_all_that_captions_of_the_shapes_world_say():
+    counts = [word for count, word in COUNTS.items() if count > 1]
+    assert sorted(ClassifierConfig().words) == sorted([*SHAPES, *COLORS, *BACKGROUNDS, *SIZES, *counts])
 
 
 def test_logits_are_one_for_each_word_and_depend_on_latent_and_time():

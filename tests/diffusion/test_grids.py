@@ -53,7 +53,7 @@ def test_every_level_of_a_grid_is_the_schedules_own(schedule, name):
         assert schedule.t_at(level.nsr) == pytest.approx(level.t, abs=1e-9)
 
 
-@pytest.mark.parametrize("name", set(GRIDS) - {"listed"})
+@pytest.mark.parametrize("name", sorted(GRIDS))
 def test_a_grid_may_have_one_step_or_many_but_not_none(name):
     for steps in (1, 2, 333):
         assert len(GRIDS[name]()(LDM, steps)) == steps + 1
@@ -126,8 +126,12 @@ def test_listed_times_are_visited_and_the_usual_ones_are_those_that_diffusers_li
     assert grid == [LDM.level(0.9), LDM.level(0.2), CLEAN]
     ours = [1_000 * t - 1 for t in ListedConfig().times]
     assert ours == pytest.approx(AysSchedules["StableDiffusionTimesteps"])
-    with pytest.raises(ValueError, match=r"steps 5 is not the number of listed times; try steps=2"):
-        ListedConfig(times=[0.9, 0.2])(LDM, 5)
+
+
+def test_other_numbers_of_steps_lie_between_the_listed_times():
+    times = [level.t for level in ListedConfig(times=[1.0, 0.5, 0.2])(LDM, 5)]
+    assert times == pytest.approx([1.0, 0.75, 0.5, 0.35, 0.2, 0.0])
+    assert [level.t for level in ListedConfig(times=[1.0, 0.5])(LDM, 1)] == [1.0, 0.0]
 
 
 @pytest.mark.parametrize("times", [[], [0.5, 0.5], [0.2, 0.5], [1.1, 0.5], [0.5, 0.0], [0.5, float("nan")]])

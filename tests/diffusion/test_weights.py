@@ -73,6 +73,13 @@ def test_the_rate_is_that_of_the_cosine_in_closed_form():
     torch.testing.assert_close(rate(schedule, T).flatten(), expected, rtol=5e-3, atol=0)
 
 
+def test_the_rate_is_right_next_to_the_data():
+    t = torch.tensor([1e-4, 3e-4, 1e-3, 1e-2])
+    low, high = 0.1, 20.0
+    fall = (low + (high - low) * t.double()) / -(-(low * t.double() + 0.5 * (high - low) * t.double() ** 2)).expm1()
+    torch.testing.assert_close(rate(SCHEDULES["vp"]().build(), t).flatten().double(), fall, rtol=0.02, atol=0)
+
+
 def test_weights_are_finite_where_no_signal_is_left():
     level = Level(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
     for name, weight in WEIGHTS.items():

@@ -32,7 +32,7 @@ def psnr(image, other):
 
 def test_a_variation_is_the_nearer_the_less_its_strength(model, sample):
     image = sample.image[None]
-    errors = [psnr(image, drawn(model, sample, walk=varied(model, image, strength))) for strength in (0.0, 0.3, 1.0)]
+    errors = [psnr(image, drawn(model, sample, 2, walk=varied(model, image, strength))) for strength in (0.0, 0.3, 1.0)]
     assert errors[0] > 28 and errors[0] >= errors[1] > errors[2]
     nothing = drawn(model, sample)
     torch.testing.assert_close(drawn(model, sample, walk=varied(model, image, 1.0)), nothing)

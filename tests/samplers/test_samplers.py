@@ -170,8 +170,6 @@ SAME = {
     "first order of the noise": (("dpm_solver", {"order": 1}), ("ddim", {})),
     "first order of deis": (("deis", {"order": 1}), ("ddim", {})),
     "first order of the sde": (("dpm_solver_pp", {"order": 1, "eta": 1.0}), ("ddpm", {})),
-    "unip-2": (("dpm_solver_pp", {"order": 2, "multistep": True}), ("dpm_solver_pp", {})),
-    "euler-maruyama": (("predictor_corrector", {"corrections": 0}), ("euler_maruyama", {})),
 }
 
 

@@ -234,7 +234,7 @@ def test_any_prompt_gives_an_image_with_a_safe_name(draw):
         ("--prompt a --ckpt nowhere", "nowhere is not a model folder"),
         ("--from-file nowhere.txt", "nowhere.txt"),
         ("--from-image nowhere.png", "nowhere.png"),
-        (f"--from-image {__file__}", "test_scripts.py is not a readable image"),
+        (f"--from-image {__file__}", "test_scripts.py is not a readable PNG image"),
         ("", "nothing to draw"),
     ],
 )
@@ -380,7 +380,8 @@ def test_pictures_of_another_program_are_scored(tmp_path):
     ("options", "says"),
     [
         (["--sweep", "seed=1,2"], "unknown section 'seed'"),
-        (["--sweep", "steps=1.5"], "'1.5' is no list of numbers"),
+        (["--sweep", "steps=1.5"], "could not be converted to Integer"),
+        (["--sweep", "steps=a,b"], "'a,b' is no list of numbers"),
         (["--prompts-per-category", 0], "0 prompts per category are too few"),
         (["--images", "data/sample", "--steps", 3], "leave out the model"),
         (["--images", "data/prompts.txt"], "data/prompts.txt is not a folder"),
