@@ -36,7 +36,14 @@ class Run(Sampling):
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
     text: Any = choice(TEXT_ENCODERS, "clip", states="penultimate", layers=2, vision_layers=2)
     denoiser: Any = choice(
-        DENOISERS, "unet", multipliers=[1, 1], blocks=1, attention_levels=[1], scale_shift=True, position=True
+        DENOISERS,
+        "unet",
+        multipliers=[1, 1],
+        blocks=1,
+        attention_levels=[1],
+        text_depth=2,
+        scale_shift=True,
+        position=True,
     )
     schedule: Any = choice(SCHEDULES, "cosine", shift=2.0)
     process: ProcessConfig = section(ProcessConfig)

@@ -1,7 +1,7 @@
 """Draw from a picture: vary it, fill a hole in it, or restore it from a measurement of it.
 
 python scripts/edit.py vary    --image star.png --prompt "a blue star" --strength 0.6
-python scripts/edit.py fill    --image star.png --mask hole.png --prompt "a red star and a ring"
+python scripts/edit.py fill    --image star.png --box 0,32,64,64 --prompt "a red star and a ring"
 python scripts/edit.py restore --image star.png --prompt "a red star" --operator downscale --amount 4
 """
 
@@ -61,7 +61,9 @@ def parse() -> argparse.Namespace:
     varying = ways.add_parser("vary", parents=[common], help="pictures like this one (SDEdit)")
     varying.add_argument("--strength", type=float, default=0.6, help="0 keeps the picture, 1 forgets it")
     filling = ways.add_parser("fill", parents=[common], help="draw a part of it anew (RePaint)")
-    filling.add_argument("--mask", type=Path, required=True, help="a picture: white is drawn anew, black is kept")
+    hole = filling.add_mutually_exclusive_group(required=True)
+    hole.add_argument("--mask", type=Path, help="a picture: white is drawn anew, black is kept")
+    hole.add_argument("--box", metavar="L,T,R,B", help="or the pixels of a rectangle: left, top, right, bottom")
     filling.add_argument("--jump", type=int, default=5, help="steps that are done again")
     filling.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
     restoring = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
@@ -124,7 +126,7 @@ def vary(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
 
 
 def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
-    mask = (read(args.mask).mean(dim=1, keepdim=True) > 0).float()  # (1, 1, H, W)
+    mask = box(args.box, image) if args.box else (read(args.mask).mean(dim=1, keepdim=True) > 0).float()  # (1, 1, H, W)
     if mask.shape[2:] != image.shape[2:]:
         size = f"{image.shape[3]} x {image.shape[2]}"
         raise ValueError(f"--mask {args.mask} is of another size than the image; make it {size}")
@@ -146,6 +148,20 @@ def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan
     y = operator.apply(image)
     steer = {"ddnm": restored, "dps": followed}[args.method](model, operator, y)
     return Plan([image, operator.pseudo_inverse(y).view_as(image)], "the picture, what was measured of it", steer)
+
+
+def box(text: str, image: Tensor) -> Tensor:
+    """The mask (1, 1, H, W) of the rectangle "left,top,right,bottom"."""
+    height, width = image.shape[2:]
+    try:
+        left, top, right, bottom = (int(part) for part in text.split(","))
+    except ValueError as error:
+        raise ValueError(f"--box {text} is not four whole numbers; write e.g. --box 0,32,64,64") from error
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"--box {text} is not within 0,0,{width},{height}")
+    mask = torch.zeros(1, 1, height, width)
+    mask[..., top:bottom, left:right] = 1
+    return mask
 
 
 def read(path: Path) -> Tensor:

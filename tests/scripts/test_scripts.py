@@ -167,6 +167,7 @@ def test_a_classifier_steers_and_is_named_in_the_image(draw, chain):
     [
         (("vary", "--strength", 0.5), 3),
         (("fill", "--times", 2), 3),
+        (("fill", "--box", "0,32,64,64"), 3),
         (("restore", "--operator", "downscale", "--amount", 4), 4),
         (("restore", "--operator", "pixels", "--amount", 0.5, "--method", "dps"), 4),
     ],
@@ -177,7 +178,12 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
     Image.new("RGB", (64, 64), "red").save(picture)
     Image.fromarray(np.uint8(np.tri(64) * 255)).save(mask)
     options = ("--image", picture, "--prompt", "a star", "--n_samples", 2, "--ckpt", chain.model)
-    options = (*options, *(("--mask", mask) if way[0] == "fill" else ()), "--out", tmp_path / "out.png")
+    options = (
+        *options,
+        *(("--mask", mask) if way[0] == "fill" and "--box" not in way else ()),
+        "--out",
+        tmp_path / "out.png",
+    )
     status, printed, errors = call("edit.py", way[0], *way[1:], *options)
     assert status == 0, errors
     assert pixels(tmp_path / "out.png").shape == (68, 66 * panels + 2, 3)
@@ -192,6 +198,11 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
         ("restore --operator downscale --amount 1.5", "--amount 1.5 of downscale"),
         ("restore --operator pixels --amount 2", "--amount 2.0 of pixels"),
         ("restore --operator blur --amount 40", "std 40.0"),
+        ("restore --operator downscale --amount inf", "--amount inf of downscale"),
+        ("fill --box 0,0,65,64", "not within 0,0,64,64"),
+        ("fill --box left", "not four whole numbers"),
+        ("fill --box 0,0,9,9 --times 0", "--times 0"),
+        ("fill --box 0,0,9,9 --sampler heun", "give it --times 1"),
     ],
 )
 def test_a_mistake_in_editing_is_told_in_one_line(args, says, chain, tmp_path, monkeypatch):
