@@ -13,7 +13,7 @@ from ldm.denoisers.classifier import ClassifierConfig
 from ldm.diffusion import SCHEDULES, TARGETS, TIMES, WEIGHTS, ProcessConfig
 from ldm.diffusion.guidance import GuidanceConfig
 from ldm.samplers import SAMPLERS
-from ldm.sampling import Sampling
+from ldm.sampling import SampleConfig, Sampling
 from ldm.text import TEXT_ENCODERS
 from ldm.training.optim import TrainConfig
 
@@ -24,8 +24,9 @@ MIN_SIGNAL = 1e-3  # share of x0 in what F and x say together at t = 1, below wh
 class Run(Sampling):
     """Everything that the scripts ask; the fields of ``Sampling`` say how the finished model draws."""
 
-    sampler: Any = choice(SAMPLERS, "ddim", eta=1.0)
-    guidance: GuidanceConfig = section(GuidanceConfig, scale=2.0)
+    sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=1.0)
+    guidance: GuidanceConfig = section(GuidanceConfig, scale=1.5)
+    sample: SampleConfig = section(SampleConfig, steps=25)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     data: Any = choice(DATASETS, "shapes", length=50_000)
