@@ -63,7 +63,7 @@ def test_following_the_gradient_comes_nearer_to_the_measurement_than_not(model, 
     operator = Downscale(8)
     y = operator.apply(sample.image[None])
     misses = [
-        (operator.apply(drawn(model, sample, **how)) - y).square().mean()
+        (operator.apply(drawn(model, sample, 3, **how)) - y).square().mean()
         for how in ({"steer": followed(model, operator, y)}, {})
     ]
     assert misses[0] < 0.7 * misses[1]
