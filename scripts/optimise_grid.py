@@ -19,6 +19,7 @@ from ldm.folders import CONFIG, load_model, save_model, shipped_model
 from ldm.pipeline import TextToImage, from_noise
 from ldm.run import Run
 from ldm.sampling import Sampling
+from ldm.types import Denoise, Grid, Noise, Sampler
 
 WITHOUT_NOISE = ("ddim", "euler", "heun", "plms", "ipndm", "deis", "dpm_solver", "dpm_solver_pp", "unipc")
 FINE = ("sampler=heun", "sample.steps=60", "grid=uniform")
@@ -69,8 +70,8 @@ def latents(model: TextToImage, prompts: list[str], sampling: Sampling) -> Tenso
     """What ``sampling`` draws for the prompts of the same noise each time, not decoded."""
     drawn = []
 
-    def keep(*how: object) -> Tensor:
-        drawn.append(from_noise(*how))  # type: ignore[arg-type]
+    def keep(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
+        drawn.append(from_noise(sampler, denoise, grid, noise))
         return drawn[-1]
 
     list(model(prompts, sampling=sampling, walk=keep))

@@ -6,7 +6,8 @@ from math import inf, sqrt
 
 from torch import Tensor
 
-from ldm.samplers.step import heun_step, move, renewed
+from ldm.samplers.ddim import ddim
+from ldm.samplers.step import heun_step
 from ldm.types import Denoise, Grid, Level, Noise
 
 MAX_RAISE = sqrt(2) - 1  # share by which churn may raise a level: no more new noise than there was
@@ -14,15 +15,18 @@ MAX_RAISE = sqrt(2) - 1  # share by which churn may raise a level: no more new n
 
 @dataclass
 class EulerConfig:
-    """First order; the same as DDIM with eta 0."""
+    """First order: straight along the noise where a step starts, which is DDIM with eta 0."""
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
-        return euler(denoise, x, grid)
+        return ddim(denoise, x, grid, noise)
 
 
 @dataclass
 class EulerAncestralConfig:
-    """First order with fresh noise in every step; the same as DDIM with this eta."""
+    """First order, each step below its level and raised to it by new noise, as k-diffusion's sampler of this name.
+
+    Written in y = x / alpha that is DDIM with the same eta, on every schedule.
+    """
 
     eta: float = 1.0  # 0 is Euler's method, 1 is DDPM
 
@@ -31,7 +35,7 @@ class EulerAncestralConfig:
             raise ValueError(f"eta {self.eta} is not in [0, 1]; try eta=1")
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
-        return euler_ancestral(denoise, x, grid, noise, eta=self.eta)
+        return ddim(denoise, x, grid, noise, eta=self.eta)
 
 
 @dataclass
@@ -62,26 +66,6 @@ class EDMConfig:
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         churned = (self.s_min, self.s_max)
         return edm(denoise, x, grid, noise, churn=self.churn, churned=churned, s_noise=self.s_noise)
-
-
-def euler(denoise: Denoise, x: Tensor, grid: Grid) -> Tensor:
-    """Clean x (B, C, H, W) from ``x`` at ``grid[0]``, each step straight along the noise where it starts."""
-    for now, to in pairwise(grid):
-        x = move(x, denoise(x, now).x0, now, to)
-    return x
-
-
-def euler_ancestral(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, *, eta: float = 1.0) -> Tensor:
-    """Clean x (B, C, H, W) from ``x`` at ``grid[0]``: each step goes below its level and is raised to it by new noise.
-
-    k-diffusion's sampler of this name; written in y = x / alpha it is DDIM's with the same eta on every schedule.
-    """
-    for now, to in pairwise(grid):
-        down, up = renewed(now, to, eta)
-        x = move(x, denoise(x, now).x0, now, down)
-        if up > 0:
-            x = x + up * noise()
-    return x
 
 
 def heun(denoise: Denoise, x: Tensor, grid: Grid) -> Tensor:
