@@ -11,6 +11,7 @@ from statistics import median
 
 import torch
 
+from ldm.cli import one_line_errors
 from ldm.denoisers.attention import attention
 
 SHAPES = ((64, 64), (16, 256), (4, 512), (2, 1024))  # rows, tokens
@@ -43,4 +44,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

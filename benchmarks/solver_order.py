@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ldm.cli import one_line_errors
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS
 from ldm.samplers.ode import ode
@@ -122,4 +123,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -70,7 +70,7 @@ class TextEmbedding(nn.Module):
         backend: str,
     ) -> None:
         super().__init__()
-        self.refiner = TextRefiner(text_width, depth, backend)
+        self.refiner = TextRefiner(text_width, depth, qk_norm=qk_norm, backend=backend)
         self.norm = nn.LayerNorm(text_width) if norm else nn.Identity()
         self.keys_values = nn.ModuleList(
             KeysValues(text_width, cross.width, cross.heads, bias=bias, qk_norm=qk_norm) for cross in crosses

@@ -18,11 +18,11 @@ HEAD_WIDTH = 64
 class RefinerBlock(nn.Module):
     """Self-attention of the tokens and an MLP, each on a norm and added; at the start both add nothing."""
 
-    def __init__(self, width: int, backend: str) -> None:
+    def __init__(self, width: int, *, qk_norm: bool, backend: str) -> None:
         super().__init__()
         heads = next(h for h in range(max(1, width // HEAD_WIDTH), 0, -1) if width % h == 0)
         self.norm1 = nn.LayerNorm(width)
-        self.attention = SelfAttention(width, heads, bias=True, qk_norm=False, backend=backend)
+        self.attention = SelfAttention(width, heads, bias=True, qk_norm=qk_norm, backend=backend)
         self.norm2 = nn.LayerNorm(width)
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         for last in (self.attention.out, self.mlp[-1]):
@@ -39,9 +39,9 @@ class RefinerBlock(nn.Module):
 class TextRefiner(nn.Module):
     """``depth`` blocks in a row; none of them is the identity."""
 
-    def __init__(self, width: int, depth: int, backend: str) -> None:
+    def __init__(self, width: int, depth: int, *, qk_norm: bool, backend: str) -> None:
         super().__init__()
-        self.blocks = nn.ModuleList(RefinerBlock(width, backend) for _ in range(depth))
+        self.blocks = nn.ModuleList(RefinerBlock(width, qk_norm=qk_norm, backend=backend) for _ in range(depth))
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         for block in self.blocks:

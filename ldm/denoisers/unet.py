@@ -36,6 +36,7 @@ class UNetConfig:
     transformer_depth: int = 1  # transformer blocks after each residual block
     text_depth: int = 0  # transformer blocks over the text, trained with the network, before the image attends to it
     heads: int = 4  # attention heads at every level
+    qk_norm: bool = False  # RMSNorm of queries and keys: bounds the logits, which Muon at a high lr would let grow
     scale_shift: bool = False  # the time scales and shifts the second norm (ADM) instead of being added (LDM)
     position: bool = False  # sines and cosines of each place are added to the input; else padding alone tells places
     dropout: float = 0.0  # probability, in the residual blocks
@@ -134,7 +135,7 @@ class TransformerBlock(nn.Module):
 
     def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()
-        kind: dict[str, Any] = {"bias": False, "qk_norm": False, "backend": config.attention}
+        kind: dict[str, Any] = {"bias": False, "qk_norm": config.qk_norm, "backend": config.attention}
         self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(width, config.heads, **kind)
         self.norm2, self.cross = nn.LayerNorm(width), CrossAttention(width, config.heads, **kind)
         self.norm3, self.feed = nn.LayerNorm(width), GEGLU(width)
@@ -241,7 +242,7 @@ class UNet(nn.Module):
             depth=config.text_depth,
             norm=False,
             bias=False,
-            qk_norm=False,
+            qk_norm=config.qk_norm,
             backend=config.attention,
         )
 

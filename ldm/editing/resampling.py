@@ -2,12 +2,12 @@
 
 from dataclasses import dataclass
 from itertools import pairwise
-from math import sqrt
 
 from torch import Tensor
 
 from ldm.samplers.ddim import ddim
-from ldm.types import Denoise, Grid, Level, Noise
+from ldm.samplers.step import renoised
+from ldm.types import Denoise, Grid, Noise
 
 
 @dataclass
@@ -45,12 +45,3 @@ def resampled(
                 x = renoised(x, stretch[-1], stretch[0], noise())
             x = ddim(denoise, x, stretch, noise, eta=eta)
     return x
-
-
-def renoised(x: Tensor, now: Level, to: Level, noise: Tensor) -> Tensor:
-    """``x`` at level ``now`` taken by the forward process to the noisier level ``to`` with ``noise`` like x.
-
-    In one jump what a walk over the betas between makes (DDPM, arXiv:2006.11239, eq. 2).
-    """
-    kept = to.alpha / now.alpha
-    return kept * x + sqrt(max(0.0, to.sigma**2 - (kept * now.sigma) ** 2)) * noise

@@ -24,7 +24,7 @@ from ldm.evaluation.weights import MissingWeights, fitting
 from ldm.files import load_weights
 from ldm.folders import load_text
 from ldm.run import Run
-from ldm.text.clip import build_clip
+from ldm.text.layout import TrainedClip
 from ldm.text.weights import fetch
 from ldm.training import checkpoint
 
@@ -79,7 +79,7 @@ def load_own_clip(run_folder: Path, device: torch.device | str = "cpu") -> Clip:
     config: Any = OmegaConf.to_container(OmegaConf.create(json.loads((state / "state.json").read_text())["config"]))
     run = from_dict(Run, config, fresh=tuple(config))
     vocabulary = load_text(run_folder / "text").vocabulary
-    model = build_clip(run.text, run.data.size, vocabulary)
+    model: Any = TrainedClip(run.text, run.data.size, vocabulary)
     if (state / "ema.safetensors").is_file():
         average = AveragedModel(model)
         load_weights(average, state / "ema.safetensors")
@@ -88,7 +88,7 @@ def load_own_clip(run_folder: Path, device: torch.device | str = "cpu") -> Clip:
         load_weights(model, state / "weights.safetensors")
     transform, length = Transform(run.data.size), run.text.context_length
     return Clip(
-        model.requires_grad_(False).eval().to(device),
+        model.clip.requires_grad_(False).eval().to(device),
         lambda picture: transform(picture, np.random.default_rng(0)),  # a centred cut, which draws nothing that counts
         lambda captions: vocabulary.tokenize(captions, length)[0],
         f"{run_folder}, {state.name}",

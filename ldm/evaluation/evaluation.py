@@ -81,12 +81,12 @@ def with_sweeps(report: Report, draw: Drawer, prompts: list[Prompt], sweeps: dic
 def with_held_out(report: Report, model: TextToImage, run: Run, *, likelihood: bool = False) -> Report:
     """The report with the validation losses by caption, and the ``likelihood``, where the run's data is at hand."""
     try:
-        batches = first_batches(run.data.build("val"), model.sampling.sample.batch, TEXT_USE_SAMPLES)
-        held_out = [model.encode(batch) for batch in tqdm(batches, desc="held-out data", unit="batch")]
+        batches = list(first_batches(run.data.build("val"), model.sampling.sample.batch, TEXT_USE_SAMPLES))
     except (ValueError, OSError) as error:
         note = f"Whether the text is used was left out: the model's own data is not here ({error})."
         return replace(report, notes=[*report.notes, note])
-    report = replace(report, text_use=text_use(model, held_out))
+    held_out = [model.encode(batch) for batch in tqdm(batches, desc="held-out data", unit="batch")]
+    report = replace(report, text_use=text_use(model, held_out, [batch.captions for batch in batches]))
     if not likelihood:
         return report
     few = held_out[: -(-BOUND_SAMPLES // len(held_out[0].latent))]

@@ -1,8 +1,11 @@
-"""Does a denoiser use its text? Its loss on held-out latents with the true, another and no caption, by noise level.
+"""Does a denoiser use its text? Its loss on held-out latents by noise level, with the true caption and with others.
+
+The others are another sample's, none, and the true caption's own words in another order.
 
 Legend: B batch, C H W latent, T bands of time.
 """
 
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -25,6 +28,7 @@ class TextUse:
     true: list[float]
     shuffled: list[float] | None  # None where the captions do not differ
     empty: list[float]
+    reordered: list[float] | None = None  # None where the captions' words are not at hand
 
     @property
     def times(self) -> list[float]:
@@ -32,8 +36,9 @@ class TextUse:
         return [(band + 0.5) / len(self.true) for band in range(len(self.true))]
 
     def figures(self) -> dict[str, float]:
-        """Their means ("loss", "loss_shuffled", "loss_empty"), and one for each band ("loss@0.06", ...)."""
+        """Their means ("loss", "loss_shuffled", ...), and one for each band ("loss@0.06", ...)."""
         named = {"loss": self.true, "loss_shuffled": self.shuffled, "loss_empty": self.empty}
+        named["loss_reordered"] = self.reordered
         found = {name: each for name, each in named.items() if each is not None}
         means = {name: sum(each) / len(each) for name, each in found.items()}
         bands = {
@@ -44,35 +49,48 @@ class TextUse:
     def lines(self) -> dict[str, dict[float, float]]:
         """The losses by time, for a plot."""
         named = {"true caption": self.true, "another's caption": self.shuffled, "no caption": self.empty}
+        named["its words in another order"] = self.reordered
         return {name: dict(zip(self.times, each, strict=True)) for name, each in named.items() if each is not None}
 
 
 @torch.no_grad()
-def text_use(model: TextToImage, held_out: Sequence[Latents]) -> TextUse:
+def text_use(
+    model: TextToImage, held_out: Sequence[Latents], captions: Sequence[Sequence[str]] | None = None
+) -> TextUse:
     """The losses of ``model`` on ``held_out``, each sample at one time, evenly spread, with noise that never changes.
 
     Where the loss with the true caption is no lower than with another one, the text is not used; where it is lower
     with none than with another, a wrong caption misleads, which is what listening means. The other caption is that of
-    the next sample of the batch whose caption differs.
+    the next sample of the batch whose caption differs. ``captions`` are the words of each batch: where the loss stays
+    the same with them in another order, the network knows what is in the picture but not which word belongs to which.
     """
     network, null = model.denoiser, model.text([""]).to(model.device)
     generator = torch.Generator().manual_seed(0)
     bands = min(BANDS, len(held_out[0].latent))
-    sums, counts = (torch.zeros(3, bands, dtype=torch.float64) for _ in range(2))
-    for latent, cond in held_out:
+    sums, counts = (torch.zeros(4, bands, dtype=torch.float64) for _ in range(2))
+    for batch, (latent, cond) in enumerate(held_out):
         t = (torch.arange(len(latent)) + 0.5) / len(latent)  # (B,)
         noise = torch.randn(latent.shape, generator=generator).to(latent.device)
         band = (t * bands).long()  # (B,)
         others, differs = _others(cond)
         every = torch.ones(len(latent), dtype=torch.bool)
-        for kind, (told, counted) in enumerate(
-            ((cond, every), (cond[others], differs), (null.repeat(len(latent)), every))
-        ):
-            each = loss(network, model.process, latent, told, t.to(latent.device), noise)  # (B,)
+        told = [(cond, every), (cond[others], differs), (null.repeat(len(latent)), every)]
+        if captions is not None:
+            told.append((model.text(_reordered(captions[batch])).to(model.device), every))
+        for kind, (said, counted) in enumerate(told):
+            each = loss(network, model.process, latent, said, t.to(latent.device), noise)  # (B,)
             sums[kind].index_add_(0, band[counted], each.double().cpu()[counted])
             counts[kind] += band[counted].bincount(minlength=bands)
-    true, shuffled, empty = (sums / counts).tolist()
-    return TextUse(true, shuffled if bool((counts[1] > 0).all()) else None, empty)
+    true, shuffled, empty, reordered = (sums / counts).tolist()
+    differ = bool((counts[1] > 0).all())
+    return TextUse(true, shuffled if differ else None, empty, reordered if captions is not None else None)
+
+
+def _reordered(captions: Sequence[str]) -> list[str]:
+    """The words of each caption in an order that is always the same."""
+    rng = random.Random(0)
+    split = [caption.split() for caption in captions]
+    return [" ".join(rng.sample(words, len(words))) for words in split]
 
 
 def _others(cond: Condition) -> tuple[list[int], Tensor]:

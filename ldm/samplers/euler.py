@@ -7,8 +7,8 @@ from math import inf, sqrt
 from torch import Tensor
 
 from ldm.samplers.ddim import ddim
-from ldm.samplers.step import heun_step
-from ldm.types import Denoise, Grid, Level, Noise
+from ldm.samplers.step import heun_step, renoised
+from ldm.types import Denoise, Grid, Noise
 
 MAX_RAISE = sqrt(2) - 1  # share by which churn may raise a level: no more new noise than there was
 
@@ -93,12 +93,7 @@ def edm(
     share = min(churn / (len(grid) - 1), MAX_RAISE)
     for now, to in pairwise(grid):
         if share > 0 and now.alpha > 0 and churned[0] <= now.nsr <= churned[1]:
-            now, x = raised(x, now, grid.at(float(now.nsr) * (1 + share)), s_noise, noise)
+            higher = grid.at(float(now.nsr) * (1 + share))
+            now, x = higher, renoised(x, now, higher, s_noise * noise())
         x = heun_step(denoise, x, denoise(x, now).x0, now, to)
     return x
-
-
-def raised(x: Tensor, now: Level, to: Level, s_noise: float, noise: Noise) -> tuple[Level, Tensor]:
-    """The noisier level ``to``, and ``x`` at ``now`` with as much new noise of size ``s_noise`` as that has more."""
-    added = to.alpha * sqrt(max(0.0, to.nsr**2 - now.nsr**2))
-    return to, (to.alpha / now.alpha) * x + s_noise * added * noise()

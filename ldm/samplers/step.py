@@ -51,3 +51,12 @@ def renewed(now: Level, to: Level, eta: float) -> tuple[Level, float]:
     left = (to.nsr / now.nsr) ** 2  # share of the variance at ``now`` that there is at ``to``
     kept = to.sigma * sqrt(1 - eta**2 + eta**2 * left)  # not to.sigma^2 - fresh^2, which cancels
     return Level(to.t, to.alpha, kept), eta * float(to.sigma) * sqrt(1 - left)
+
+
+def renoised(x: Tensor, now: Level, to: Level, noise: Tensor) -> Tensor:
+    """``x`` at level ``now`` taken by the forward process to the noisier level ``to`` with ``noise`` like x.
+
+    In one jump what a walk over the betas between makes (DDPM, arXiv:2006.11239, eq. 2).
+    """
+    kept = to.alpha / now.alpha
+    return kept * x + sqrt(max(0.0, to.sigma**2 - (kept * now.sigma) ** 2)) * noise

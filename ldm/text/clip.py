@@ -22,6 +22,7 @@ from ldm.types import Condition
 
 if TYPE_CHECKING:
     from open_clip import CLIP
+    from open_clip.transformer import TextTransformer
 
 STATES = ("last", "penultimate")
 
@@ -43,6 +44,7 @@ class ClipConfig:
     vision_layers: int = 4  # blocks of the image tower
     vision_heads: int = 3  # attention heads of an image block
     vision_patch: int = 8  # side of an image token, pixels
+    layout: float = 0.0  # weight of redrawing the picture, coarsely, from the states, in training: they learn to bind
 
     def __post_init__(self) -> None:
         if self.states not in STATES:
@@ -55,6 +57,8 @@ class ClipConfig:
             raise ValueError(
                 f"no model for the weights '{self.weights or self.pretrained}'; name it, e.g. model=ViT-L-14"
             )
+        if not 0 <= self.layout < float("inf"):
+            raise ValueError(f"layout {self.layout} is not a weight of at least 0; use 0 to leave it out")
         least = {"context_length": 3, "layers": 1 + STATES.index(self.states)}
         for name, value in asdict(self).items():
             if isinstance(value, int) and value < least.get(name, 1):
@@ -127,20 +131,8 @@ class ClipText(nn.Module):
         The penultimate block's tokens pass the final norm too, as Stable Diffusion 2's do; the pooled state always
         is the last block's at the end of text, projected: CLIP's own embedding of the caption.
         """
-        rows = self.tokenize(captions)  # (B, context_length)
-        ends = rows.argmax(dim=-1)  # (B,)
-        # attention is causal: no token sees the padding behind it, so what every caption pads can be left out
-        length = int(ends.max()) + 1
-        mask = torch.arange(length) <= ends[:, None]  # (B, L)
-        tower, device = self.tower, self.tower.positional_embedding.device
-        rows, ends, mask = rows[:, :length].to(device), ends.to(device), mask.to(device)
-        last = tower.token_embedding(rows) + tower.positional_embedding[:length]  # (B, L, D)
-        penultimate = last
-        for block in tower.transformer.resblocks:
-            penultimate, last = last, block(last, attn_mask=tower.attn_mask[:length, :length])
-        pooled = tower.ln_final(last[torch.arange(len(rows), device=device), ends]) @ tower.text_projection  # (B, P)
-        tokens = tower.ln_final(last if self.architecture.states == "last" else penultimate)  # (B, L, D)
-        return Condition(tokens, pooled, mask)
+        rows = self.tokenize(captions).to(self.tower.positional_embedding.device)  # (B, context_length)
+        return read(self.tower, rows, self.architecture.states)
 
     @staticmethod
     def from_clip(clip: "CLIP", config: ClipConfig, vocabulary: Vocabulary | None = None) -> "ClipText":
@@ -170,6 +162,24 @@ class ClipText(nn.Module):
             raise ValueError(f"{path} does not describe a text encoder: {error}") from error
         fill(text.tower, read_weights(folder / "text.safetensors"), str(folder / "text.safetensors"))
         return text
+
+
+def read(tower: "TextTransformer | CLIP", rows: Tensor, states: str = "last") -> Condition:
+    """What ``tower``, or a whole CLIP's text tower, makes of ``rows`` (B, L) of its token table.
+
+    Tokens, pooled and mask are those of ``ClipText``, as long as the longest of the captions.
+    """
+    ends = rows.argmax(dim=-1)  # (B,)
+    # attention is causal: no token sees the padding behind it, so what every caption pads can be left out
+    length = int(ends.max()) + 1
+    mask = torch.arange(length, device=rows.device) <= ends[:, None]  # (B, L)
+    rows = rows[:, :length]
+    last = tower.token_embedding(rows) + tower.positional_embedding[:length]  # (B, L, D)
+    penultimate = last
+    for block in tower.transformer.resblocks:
+        penultimate, last = last, block(last, attn_mask=tower.attn_mask[:length, :length])
+    pooled = tower.ln_final(last[torch.arange(len(rows), device=rows.device), ends]) @ tower.text_projection  # (B, P)
+    return Condition(tower.ln_final(last if states == "last" else penultimate), pooled, mask)
 
 
 def build_clip(config: ClipConfig, image_size: int, vocabulary: Vocabulary | None = None) -> "CLIP":

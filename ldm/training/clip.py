@@ -1,4 +1,7 @@
-"""Training the text encoder from scratch: open_clip's contrastive loss on image-caption pairs (arXiv:2103.00020)."""
+"""Training the text encoder from scratch: open_clip's contrastive loss on image-caption pairs (arXiv:2103.00020).
+
+Where the configuration weighs it, the pictures are redrawn from the captions' token states too (``ldm.text.layout``).
+"""
 
 from collections.abc import Callable, Iterator
 from math import log
@@ -10,7 +13,8 @@ from torch import Tensor, nn
 
 from ldm.data.loader import batches, first_batches
 from ldm.pictures import grid
-from ldm.text.clip import ClipConfig, ClipText, build_clip
+from ldm.text.clip import ClipConfig, ClipText
+from ldm.text.layout import TrainedClip, layout_loss
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
 from ldm.types import Batch
@@ -33,7 +37,7 @@ class ClipTask:
     ) -> None:
         from open_clip import ClipLoss  # takes seconds to import
 
-        self.network: nn.Module = build_clip(text, size, vocabulary)
+        self.network: nn.Module = TrainedClip(text, size, vocabulary)
         self.learned = nn.Module()
         self.text, self.vocabulary, self.save = text, vocabulary, save
         self.train, self.config = train, config
@@ -49,21 +53,20 @@ class ClipTask:
 
     def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            self.network.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator]
-        loss, accuracy = self._compare(network, batch, self.contrastive)
-        return loss, {"accuracy": accuracy}
+            self.network.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator, union-attr]
+        figures = self._figures(network, batch, self.contrastive)
+        return figures.pop("loss"), figures
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """Contrastive loss, and how often an image finds its caption among those of its batch."""
+        """The loss, how often an image finds its caption among those of its batch, and how well captions redraw."""
         alone = type(self.contrastive)()  # one process validates: nothing is gathered from the others
-        figures = [torch.stack(self._compare(network, batch, alone)) for batch in self.held_out]
-        loss, accuracy = torch.stack(figures).mean(dim=0).tolist()
-        return {"loss": loss, "accuracy": accuracy}
+        figures = [self._figures(network, batch, alone) for batch in self.held_out]
+        return {name: float(torch.stack([each[name] for each in figures]).mean()) for name in figures[0]}
 
     def sample(self, network: nn.Module, picture: Path) -> None:
         """Eight captions, a row each: the five held-out images that the network finds nearest to the caption."""
         batch = self.held_out[0]
-        image, text, _ = self._features(network, batch)
+        image, text, *_ = self._features(network, batch)
         nearest = (text[:8] @ image.T).topk(min(5, len(image)), dim=1).indices  # (8, 5)
         grid(batch.image[nearest.flatten().cpu()], columns=nearest.shape[1], path=picture)
         picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n")
@@ -72,15 +75,19 @@ class ClipTask:
         """Nothing: the validation figures say it."""
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
-        self.save(ClipText.from_clip(network, self.text, self.vocabulary))
+        self.save(ClipText.from_clip(network.clip, self.text, self.vocabulary))
 
-    def _features(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:
+    def _features(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         device = next(self.network.parameters()).device
         rows, _ = self.vocabulary.tokenize(batch.captions, self.text.context_length)  # (B, L)
-        image, text, scale = network(batch.image.to(device), rows.to(device))[:3]  # (B, P), (B, P), ()
-        return image, text, scale
+        return network(batch.image.to(device), rows.to(device))  # (B, P), (B, P), (), (B, 3, S, S) or None
 
-    def _compare(self, network: nn.Module, batch: Batch, contrastive: nn.Module) -> tuple[Tensor, Tensor]:
-        image, text, scale = self._features(network, batch)
+    def _figures(self, network: nn.Module, batch: Batch, contrastive: nn.Module) -> dict[str, Tensor]:
+        """The loss, the share of the images that find their caption, and the layout's error where there is one."""
+        image, text, scale, drawn = self._features(network, batch)
         found = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
-        return contrastive(image, text, scale), found.float().mean()
+        figures = {"loss": contrastive(image, text, scale), "accuracy": found.float().mean()}
+        if drawn is not None:
+            figures["layout"] = layout_loss(drawn, batch.image.to(drawn.device))
+            figures["loss"] = figures["loss"] + self.text.layout * figures["layout"]
+        return figures

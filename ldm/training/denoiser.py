@@ -47,7 +47,8 @@ class DenoiserTask:
         self.learned: nn.Module = objective.times
         self.train, self.config, self.save, self.scored = train, config, save, list(prompts)
         held_out = list(first_batches(val, config.batch, config.validate_samples))
-        self.prompts = held_out[0].captions[:NUM_PICTURES]
+        self.captions = [batch.captions for batch in held_out]
+        self.prompts = self.captions[0][:NUM_PICTURES]
         self.held_out = [self._latents(batch) for batch in held_out]
         self.use: TextUse | None = None  # of the last validation
         with torch.no_grad():
@@ -65,8 +66,8 @@ class DenoiserTask:
         return self.objective(network, latent, cond, generator).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
-        """The mean loss with the true, another and no caption on held-out latents, overall and by band of time."""
-        self.use = text_use(replace(self.model, denoiser=network), self.held_out)
+        """The mean losses of ``TextUse`` on held-out latents, overall and by band of time."""
+        self.use = text_use(replace(self.model, denoiser=network), self.held_out, self.captions)
         return self.use.figures()
 
     def sample(self, network: nn.Module, picture: Path) -> None:

@@ -100,6 +100,24 @@ def test_blocks_over_the_text_begin_as_the_identity_and_learn(name: str) -> None
 
 
 @every_network
+@pytest.mark.parametrize("layer", ["attention.qkv", "cross.q", "keys_values.0.kv"])
+def test_normed_queries_and_keys_bound_the_logits_however_the_weights_grow(name: str, layer: str) -> None:
+    """Without a bound a fast learner's softmax ends at one token, and no gradient leads it away again."""
+    x, t, cond = draw()
+
+    def changed_by_growth(qk_norm: bool) -> float:
+        net = build(name, qk_norm=qk_norm, text_depth=0)
+        before = net(x, t, cond)
+        for key, weight in net.state_dict().items():
+            if f"{layer}.weight" in key:
+                grown = len(weight) // {"attention.qkv": 3, "cross.q": 1, "keys_values.0.kv": 2}[layer]
+                weight[:grown] *= 100  # the queries, or the keys; of the keys and values, the keys
+        return (net(x, t, cond) - before).abs().max().item()
+
+    assert changed_by_growth(True) < 0.1 * changed_by_growth(False)
+
+
+@every_network
 def test_refuses_a_negative_number_of_blocks_over_the_text(name: str) -> None:
     with pytest.raises(ValueError, match="text_depth -1 is negative"):
         replace(CONFIGS[name], text_depth=-1)

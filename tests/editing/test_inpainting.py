@@ -10,8 +10,8 @@ import torch
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.process import noised
 from ldm.editing import Masked, ResamplingConfig, ddnm, keep_known, latent_mask, resampled
-from ldm.editing.resampling import renoised
 from ldm.samplers import SAMPLERS
+from ldm.samplers.step import renoised
 from ldm.types import Grid, Prediction
 
 MASK = torch.tensor([[0.0, 0.0, 1.0, 1.0], [0.0, 1.0, 1.0, 0.0]]).view(1, 1, 2, 4)

@@ -360,7 +360,7 @@ def test_the_runs_own_clip_is_the_averaged_one_that_it_exported(run_folder: Path
     torch.testing.assert_close(embedded, load_text(run_folder / "text")(CAPTIONS).pooled, atol=5e-3, rtol=5e-3)
     averaged = read_tensors(Path(newest(run_folder / "training/clip/state") or "", "ema.safetensors"))
     for name, value in clip.model.state_dict().items():
-        assert torch.equal(value, averaged[f"module.{name}"]), name
+        assert torch.equal(value, averaged[f"module.clip.{name}"]), name
     assert not any(parameter.requires_grad for parameter in clip.model.parameters())
 
 

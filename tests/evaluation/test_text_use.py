@@ -65,6 +65,38 @@ def test_a_network_that_listens_loses_by_none_and_more_by_anothers(held_out):
         assert true < 1e-5 < empty < shuffled
 
 
+class Words(Listener):
+    """Counts the captions' words, or reads them from left to right."""
+
+    def __init__(self, ordered):
+        super().__init__()
+        self.ordered = ordered
+
+    def forward(self, x, t, cond):
+        words = cond.tokens[..., 0] * cond.mask  # (B, L)
+        places = torch.arange(1, words.shape[1] + 1) if self.ordered else torch.ones(words.shape[1])
+        return x * (words * places).sum(dim=1).view(-1, 1, 1, 1)
+
+
+def read(texts):
+    words = [[float(len(word)) for word in text.split()] or [0.0] for text in texts]
+    length = max(map(len, words))
+    tokens = torch.tensor([[*row, *[0.0] * (length - len(row))] for row in words])[..., None]
+    mask = torch.tensor([[place < len(row) for place in range(length)] for row in words])
+    return Condition(tokens, torch.zeros(len(texts), 1), mask)
+
+
+@pytest.mark.parametrize("ordered", [False, True])
+def test_the_words_in_another_order_change_the_loss_of_a_network_that_binds_them(ordered):
+    captions = [["a red star left of blue"] * 16, ["two tiny hearts and one ring"] * 16]
+    held_out = [Latents(torch.randn(16, *SHAPE), read(texts)) for texts in captions]
+    listening = TextToImage(Words(ordered), None, read, Process(CosineConfig().build()))
+    use = text_use(listening, held_out, captions)
+    assert (use.true == pytest.approx(use.reordered)) is not ordered
+    assert "loss_reordered" in use.figures()
+    assert "loss_reordered" not in text_use(listening, held_out).figures()
+
+
 def test_the_mean_loss_is_that_of_all_samples_at_evenly_spread_times(held_out):
     network = Deaf()
     generator, total = torch.Generator().manual_seed(0), 0.0

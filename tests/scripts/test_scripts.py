@@ -360,7 +360,7 @@ def test_evaluating_a_model_writes_a_report_with_every_figure(evaluated):
     assert figures["score"]["categories"].keys() == figures["ceiling"]["categories"].keys() == {*CATEGORIES}
     assert figures["sweeps"]["guidance.scale"].keys() == {"1", "3"}
     assert figures["what"]["steps"] == 2 and figures["seconds_per_image"] > 0
-    assert figures["text_use"].keys() == {"true", "shuffled", "empty"}
+    assert figures["text_use"].keys() == {"true", "shuffled", "empty", "reordered"}
     assert any("Likelihood" in title for title in figures["tables"])
     assert len(list((evaluated.folder / "images").glob("*.png"))) == 20
     assert "20 pictures right" in evaluated.printed and str(evaluated.folder) in evaluated.printed
