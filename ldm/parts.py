@@ -72,5 +72,5 @@ def _stage(run: Run, name: str, script: str) -> Path:
 def _network(run: Run, stage: str) -> Any:
     """The part of the configuration that settles the network of a stage."""
     if stage == "autoencoder":
-        return run.autoencoder, type(run.bottleneck)  # a penalty's weight does not change what comes out
+        return run.autoencoder, run.bottleneck.network  # a penalty's weight does not change what comes out
     return [getattr(run.text, f.name) for f in fields(Architecture) if hasattr(run.text, f.name)]

@@ -1,9 +1,7 @@
-"""First stages. ``BOTTLENECKS`` maps a configuration's name to the dataclass that builds it."""
+"""First stages: an encoder, one of ``BOTTLENECKS`` and a decoder; what their reconstructions cost."""
 
 from ldm.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
-from ldm.autoencoders.bottlenecks import Code, IdentityConfig, KLConfig
+from ldm.autoencoders.bottlenecks import BOTTLENECKS, Code
 from ldm.autoencoders.losses import ReconstructionConfig
-
-BOTTLENECKS = {"kl": KLConfig, "identity": IdentityConfig}
 
 __all__ = ["BOTTLENECKS", "Autoencoder", "AutoencoderConfig", "Code", "ReconstructionConfig"]

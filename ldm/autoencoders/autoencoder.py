@@ -77,7 +77,7 @@ class Autoencoder(nn.Module):
         return self.decoder(code.z), code
 
     def encode(self, image: Tensor) -> Tensor:
-        """Latents (B, C, H / f, W / f), the posterior's mean where there is one, scaled as ``measure`` says.
+        """Latents (B, C, H / f, W / f), scaled as ``measure`` says: the posterior's mean, and not quantised.
 
         Raises:
             ValueError: the image's sides are not multiples of the factor.
@@ -92,9 +92,10 @@ class Autoencoder(nn.Module):
     def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
         """Images (B, 3, f h, f w) from latents (B, C, h, w) as ``encode`` gives them.
 
-        They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere.
+        They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere. What the bottleneck quantises is
+        quantised here.
         """
-        image: Tensor = self.decoder(latent * self.std + self.mean)
+        image: Tensor = self.decoder(self.bottleneck.settle(latent * self.std + self.mean))
         return image.clamp(-1, 1) if clamp else image
 
     @torch.no_grad()

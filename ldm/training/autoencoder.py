@@ -32,10 +32,12 @@ class AutoencoderTask:
         self.network, self.learned, self.save = network, nn.Module(), save
         self.reconstruction = reconstruction.build()
         self.train, self.config = train, config
+        self.micro_step = 0  # the next one's number, over all runs: ``batches`` says where this one begins
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
         config = self.config
+        self.micro_step = start
         return batches(
             self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
         )
@@ -44,7 +46,9 @@ class AutoencoderTask:
         image = batch.image.to(self.device)
         decoded, code = network(image)
         total, terms = self.reconstruction(image, decoded)
-        return total + code.penalty, {**terms, **code.logs}
+        step = self.micro_step // self.config.accumulate
+        self.micro_step += 1
+        return total + warmed(step, self.network.bottleneck.warmup) * code.penalty, {**terms, **code.logs}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR in decibels (peak-to-peak 2) and mean absolute error of deterministic reconstructions."""
@@ -79,3 +83,12 @@ class AutoencoderTask:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+
+def warmed(step: int, warmup: int) -> float:
+    """The share of its weight that a penalty has at optimizer step ``step``: a line up to 1 at the last of ``warmup``.
+
+    Against a KL that wins before the decoder has learned to use the latents (Sonderby et al. 2016, arXiv:1602.02282,
+    Sec. 2.3).
+    """
+    return min(1.0, (step + 1) / warmup) if warmup else 1.0
