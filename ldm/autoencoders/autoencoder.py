@@ -92,8 +92,8 @@ class Autoencoder(nn.Module):
     def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
         """Images (B, 3, f h, f w) from latents (B, C, h, w) as ``encode`` gives them.
 
-        They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere. What the bottleneck quantises is
-        quantised here.
+        They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere. Where the bottleneck has codes,
+        the latent is quantised first.
         """
         image: Tensor = self.decoder(self.bottleneck.settle(latent * self.std + self.mean))
         return image.clamp(-1, 1) if clamp else image

@@ -88,7 +88,6 @@ class AutoencoderTask:
 def warmed(step: int, warmup: int) -> float:
     """The share of its weight that a penalty has at optimizer step ``step``: a line up to 1 at the last of ``warmup``.
 
-    Against a KL that wins before the decoder has learned to use the latents (Sonderby et al. 2016, arXiv:1602.02282,
-    Sec. 2.3).
+    Against a KL that wins before the decoder has learned to use the latents (Sonderby et al. 2016, arXiv:1602.02282).
     """
     return min(1.0, (step + 1) / warmup) if warmup else 1.0

@@ -15,7 +15,8 @@ FACTORS = [(1, [1], 1), (4, [1], 4), (1, [1, 2], 2), (2, [1, 1, 2], 8)]  # patch
 
 def build(bottleneck="kl", **options):
     config = AutoencoderConfig(**{"channels": 3, "width": 8, "multipliers": [1], "blocks": 1, "patch": 4, **options})
-    return config.build(BOTTLENECKS[bottleneck]().build(config.channels))
+    few = {"k": 1} if bottleneck == "topk" and config.channels == 1 else {}
+    return config.build(BOTTLENECKS[bottleneck](**few).build(config.channels))
 
 
 def pictures(count=8, size=32):

@@ -3,20 +3,35 @@
 A new one is a file and a line here.
 """
 
-from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code
+from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code, Quantizer
+from ldm.autoencoders.bottlenecks.fsq import FSQConfig
 from ldm.autoencoders.bottlenecks.gaussian import Gaussian, KLConfig, gaussian_kl
 from ldm.autoencoders.bottlenecks.identity import Identity, IdentityConfig
+from ldm.autoencoders.bottlenecks.sparse import SparseConfig, TopKConfig
+from ldm.autoencoders.bottlenecks.vq import VQConfig
 
-BOTTLENECKS = {"kl": KLConfig, "identity": IdentityConfig}
+BOTTLENECKS = {
+    "kl": KLConfig,
+    "identity": IdentityConfig,
+    "vq": VQConfig,
+    "fsq": FSQConfig,
+    "topk": TopKConfig,
+    "sparse": SparseConfig,
+}
 
 __all__ = [
     "BOTTLENECKS",
     "Bottleneck",
     "BottleneckConfig",
     "Code",
+    "FSQConfig",
     "Gaussian",
     "Identity",
     "IdentityConfig",
     "KLConfig",
+    "Quantizer",
+    "SparseConfig",
+    "TopKConfig",
+    "VQConfig",
     "gaussian_kl",
 ]

@@ -6,7 +6,7 @@ With p(z) = N(0, I) and q(z | x) = N(mean, std^2) of what the encoder says of x,
     KL = 1/2 sum(mean^2 + std^2 - 1 - log std^2)
 
 (Kingma & Welling 2014, arXiv:1312.6114, eq. 3 and App. B). A weight other than that of the likelihood is beta-VAE's
-beta (Higgins et al. 2017, eq. 4). Weight 0 is a plain autoencoder whose decoder sees latents with noise.
+beta (Higgins et al. 2017, ICLR). Weight 0 is a plain autoencoder whose decoder sees latents with noise.
 
 Legend: B batch, C latent channels, h w latent size.
 """
@@ -93,7 +93,7 @@ def free_kl(mean: Tensor, log_variance: Tensor, free: float) -> Tensor:
     """The KL in nats of one image's latents (), each channel's part counted as ``free`` a position or more.
 
     sum_c h w max(free, KL_c), KL_c the mean over batch and positions: a channel below ``free`` has no gradient and so
-    is not driven out of use (Kingma et al. 2016, arXiv:1606.04934, eq. 15, with the channels as its groups).
+    is not driven out of use (Kingma et al. 2016, arXiv:1606.04934, free bits, with the channels as its groups).
     """
     channels = _kl(mean, log_variance).mean(dim=(0, 2, 3))  # (C,)
     return mean[0, 0].numel() * channels.clamp(min=free).sum()

@@ -1,0 +1,65 @@
+"""Vectors and the codes nearest to them: what a codebook is made and kept up with.
+
+Over several processes sums are those of all, and draws are those of the first; all other state is so the same on each.
+
+Legend: N vectors, C channels, K codes.
+"""
+
+import torch
+from torch import Tensor, distributed
+
+EPS = 1e-5  # of a smoothed count
+
+
+def nearest(x: Tensor, book: Tensor) -> Tensor:
+    """For each vector of ``x`` (..., C) the number (...) of the nearest of ``book`` (K, C), in float32."""
+    with torch.autocast(x.device.type, enabled=False):
+        return torch.cdist(x.detach().float().flatten(0, -2), book.detach().float()).argmin(dim=1).view(x.shape[:-1])
+
+
+def tally(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
+    """How many of the vectors ``x`` (N, C) have each index (K,), and their sums (K, C), over all processes."""
+    counts = torch.bincount(indices, minlength=num_codes).to(x.dtype)
+    sums = x.new_zeros(num_codes, x.shape[1]).index_add_(0, indices, x)
+    return over_all_ranks(counts), over_all_ranks(sums)
+
+
+def smoothed(counts: Tensor) -> Tensor:
+    """Counts (K,) moved a little towards even ones, their sum kept: none is 0 (Laplace's rule with EPS)."""
+    total = counts.sum()
+    return (counts + EPS) / (total + len(counts) * EPS) * total
+
+
+def pick(x: Tensor, count: int) -> Tensor:
+    """``count`` of the vectors ``x`` (N, C) at random, none twice before all were taken."""
+    order = torch.randperm(len(x), device=x.device)
+    return x[order.repeat(-(-count // len(x)))[:count]]
+
+
+def k_means(x: Tensor, count: int, steps: int) -> Tensor:
+    """Centres (count, C) of the vectors ``x`` (N, C) after ``steps`` of Lloyd's algorithm from some of them.
+
+    Of this process's vectors alone. A centre that no vector is nearest to stays where it is.
+    """
+    centres = pick(x, count)
+    for _ in range(steps):
+        indices = nearest(x, centres)
+        sums = torch.zeros_like(centres).index_add_(0, indices, x)
+        counts = torch.bincount(indices, minlength=count)[:, None]  # (count, 1)
+        centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
+    return centres
+
+
+def over_all_ranks(x: Tensor) -> Tensor:
+    """The sum of every process's ``x``."""
+    if distributed.is_initialized():
+        distributed.all_reduce(x)
+    return x
+
+
+def told_by_first_rank(x: Tensor) -> Tensor:
+    """The first process's ``x``."""
+    if distributed.is_initialized():
+        x = x.contiguous()
+        distributed.broadcast(x, 0)
+    return x

@@ -1,0 +1,93 @@
+"""Sparse latents: a penalty on the mean activation, or none but the largest activations.
+
+Legend: B batch, C latent channels, h w latent size.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code
+
+EPS = 1e-6  # between a mean activation and 0 or 1, where the divergence has no bound
+
+
+@dataclass
+class SparseConfig(BottleneckConfig):
+    """Sigmoid units that are seldom on (Ng 2011, Stanford CS294A lecture notes, Sparse autoencoder).
+
+    penalty = weight sum_c KL(rho || mean of unit c), of two Bernoulli distributions
+    """
+
+    TRAINED_BY: ClassVar = ("weight", "rho")
+
+    weight: float = 1e-2  # of the divergences' sum, in nats
+    rho: float = 0.05  # the mean activation that is asked of every unit, over batch and positions
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.weight < float("inf"):
+            raise ValueError(f"weight {self.weight} is not a finite number of at least 0; try weight=0.01")
+        if not 0 < self.rho < 1:
+            raise ValueError(f"rho {self.rho} is not between 0 and 1; try rho=0.05")
+
+    def build(self, channels: int) -> "Sparse":
+        return Sparse(channels, self)
+
+
+class Sparse(Bottleneck):
+    def __init__(self, channels: int, config: SparseConfig) -> None:
+        super().__init__()
+        self.features, self.config = channels, config
+
+    def forward(self, h: Tensor, pixels: int) -> Code:
+        """sigmoid(h) and what its channels' means cost; ``pixels`` does not matter."""
+        z = self.mode(h)  # (B, C, h, w)
+        kl = bernoulli_kl(self.config.rho, z.mean(dim=(0, 2, 3))).sum()
+        return Code(z, self.config.weight * kl, {"sparsity_kl": kl, "activation": z.mean()})
+
+    def mode(self, h: Tensor) -> Tensor:
+        return torch.sigmoid(h.float())
+
+
+def bernoulli_kl(rho: float, mean: Tensor) -> Tensor:
+    """KL(Bernoulli(rho) || Bernoulli(mean)) in nats, of the shape of ``mean``; ``rho`` is in (0, 1)."""
+    mean = mean.clamp(EPS, 1 - EPS)
+    on, off = torch.tensor([rho, 1 - rho], dtype=mean.dtype, device=mean.device)
+    return on * (on.log() - mean.log()) + off * (off.log() - torch.log1p(-mean))
+
+
+@dataclass
+class TopKConfig(BottleneckConfig):
+    """The k largest activations of each position, the others set to 0 (Makhzani & Frey 2013, arXiv:1312.5663)."""
+
+    k: int = 2  # channels that each position keeps
+
+    def __post_init__(self) -> None:
+        if self.k < 1:
+            raise ValueError(f"k {self.k} is not at least 1; try k=2")
+
+    def build(self, channels: int) -> "TopK":
+        if self.k > channels:
+            raise ValueError(f"k {self.k} is more than the latent's {channels} channels; try k={max(1, channels // 4)}")
+        return TopK(channels, self.k)
+
+
+class TopK(Bottleneck):
+    """The gradient goes through what is kept, and nowhere else."""
+
+    def __init__(self, channels: int, k: int) -> None:
+        super().__init__()
+        self.features, self.k = channels, k
+
+    def forward(self, h: Tensor, pixels: int) -> Code:
+        return Code(self.settle(h), h.new_zeros(()), {})
+
+    def mode(self, h: Tensor) -> Tensor:
+        """All activations: ``settle`` drops the small ones."""
+        return h
+
+    def settle(self, z: Tensor) -> Tensor:
+        kept = z.topk(self.k, dim=1)
+        return torch.zeros_like(z).scatter(1, kept.indices, kept.values)
