@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import hypot
 from typing import Any
 
-from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, ReconstructionConfig
+from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
 from ldm.config import choice, section
 from ldm.data import DATASETS
 from ldm.data.latents import CacheConfig
@@ -35,6 +35,7 @@ class Run(Sampling):
     )
     bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.03)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
+    robustness: RobustnessConfig = section(RobustnessConfig)
     text: Any = choice(TEXT_ENCODERS, "clip", states="penultimate", layers=2, vision_layers=2)
     denoiser: Any = choice(
         DENOISERS,

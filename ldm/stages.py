@@ -53,7 +53,11 @@ def train_autoencoder(run: Run, device: torch.device) -> Path:
     if run.base and not saved(_training(run, AutoencoderTask.name) / "state"):
         start_autoencoder(run, network)
     data = run.data.build("train"), run.data.build("val")
-    task = AutoencoderTask(network, run.reconstruction, *data, config, lambda net: save_autoencoder(net, run, folder))
+
+    def save(net: Autoencoder) -> None:
+        save_autoencoder(net, run, folder)
+
+    task = AutoencoderTask(network, run.reconstruction, run.robustness, *data, config, save)
     _train(task, config, run, device, {"norm": run.autoencoder.norm})  # weights of either norm would load
     return folder
 

@@ -3,5 +3,6 @@
 from ldm.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from ldm.autoencoders.bottlenecks import BOTTLENECKS, Code
 from ldm.autoencoders.losses import ReconstructionConfig
+from ldm.autoencoders.penalties import RobustnessConfig
 
-__all__ = ["BOTTLENECKS", "Autoencoder", "AutoencoderConfig", "Code", "ReconstructionConfig"]
+__all__ = ["BOTTLENECKS", "Autoencoder", "AutoencoderConfig", "Code", "ReconstructionConfig", "RobustnessConfig"]

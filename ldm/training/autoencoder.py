@@ -1,4 +1,4 @@
-"""Training the first stage: reconstruction plus the bottleneck's penalty."""
+"""Training the first stage: reconstruction, of corrupted images where asked, plus penalties on the latents."""
 
 from collections.abc import Callable, Iterator
 from math import log10
@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoders import Autoencoder, ReconstructionConfig
+from ldm.autoencoders import Autoencoder, ReconstructionConfig, RobustnessConfig
+from ldm.autoencoders.penalties import contraction
 from ldm.data.loader import batches, first_batches
 from ldm.pictures import grid
 from ldm.training.optim import TrainConfig
@@ -24,13 +25,14 @@ class AutoencoderTask:
         self,
         network: Autoencoder,
         reconstruction: ReconstructionConfig,
+        robustness: RobustnessConfig,
         train: Any,
         val: Any,
         config: TrainConfig,
         save: Callable[[Autoencoder], None],
     ) -> None:
         self.network, self.learned, self.save = network, nn.Module(), save
-        self.reconstruction = reconstruction.build()
+        self.reconstruction, self.robustness = reconstruction.build(), robustness
         self.train, self.config = train, config
         self.micro_step = 0  # the next one's number, over all runs: ``batches`` says where this one begins
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -44,11 +46,15 @@ class AutoencoderTask:
 
     def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         image = batch.image.to(self.device)
-        decoded, code = network(image)
+        decoded, code = network(self.robustness.corrupted(image))
         total, terms = self.reconstruction(image, decoded)
         step = self.micro_step // self.config.accumulate
         self.micro_step += 1
-        return total + warmed(step, self.network.bottleneck.warmup) * code.penalty, {**terms, **code.logs}
+        total = total + warmed(step, self.network.bottleneck.warmup) * code.penalty
+        if self.robustness.contractive:
+            terms["contraction"] = contraction(self._mode, image)
+            total = total + self.robustness.contractive * terms["contraction"] / image[0].numel()
+        return total, {**terms, **code.logs}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """PSNR in decibels (peak-to-peak 2) and mean absolute error of deterministic reconstructions."""
@@ -79,6 +85,13 @@ class AutoencoderTask:
         data = first_batches(self.train, self.config.batch, MEASURED)
         network.measure(batch.image.to(self.device) for batch in data)
         self.save(network)
+
+    def _mode(self, image: Tensor) -> Tensor:
+        """The latent (B, C, h, w) without a draw, in the network itself, without the loop's wrappers.
+
+        Compiled code has no second derivative.
+        """
+        return self.network.bottleneck.mode(self.network.encoder(image))
 
     @property
     def device(self) -> torch.device:

@@ -1,0 +1,130 @@
+"""The first stage's loss: what the network is given, what it is compared with, what is added; and its going on."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, Code, ReconstructionConfig, RobustnessConfig
+from ldm.config import load
+from ldm.data.loader import first_batches
+from ldm.data.shapes import ShapesConfig
+from ldm.files import read_tensors
+from ldm.folders import load_autoencoder
+from ldm.parts import start_autoencoder
+from ldm.run import Run
+from ldm.stages import train_autoencoder
+from ldm.training.autoencoder import AutoencoderTask, warmed
+from ldm.training.checkpoint import newest
+from ldm.training.optim import TrainConfig
+
+CPU = torch.device("cpu")
+DATA = ShapesConfig(size=16, length=8)
+
+
+def task(bottleneck="identity", *, robustness=None, accumulate=1, **options):
+    config = AutoencoderConfig(channels=3, width=8, multipliers=[1], blocks=1, patch=4)
+    network = config.build(BOTTLENECKS[bottleneck](**options).build(3))
+    train = TrainConfig(batch=4, validate_samples=4, workers=0, accumulate=accumulate)
+    robust, data = robustness or RobustnessConfig(), (DATA.build("train"), DATA.build("val"))
+    return AutoencoderTask(network, ReconstructionConfig(), robust, *data, train, lambda net: None)
+
+
+def batch():
+    (one,) = first_batches(DATA.build("train"), 4, 4)
+    return one
+
+
+class Witness(nn.Module):
+    """Remembers what it was given, and gives zero for it."""
+
+    def forward(self, image):
+        self.seen = image
+        return torch.zeros_like(image), Code(image, torch.tensor(2.0), {})
+
+
+def test_the_network_sees_the_corrupted_image_and_the_loss_the_clean_one():
+    robust, image = RobustnessConfig(noise=0.5, mask=0.5), batch().image
+    witness = Witness()
+    _, terms = task(robustness=robust).loss(witness, batch(), 0)
+    torch.testing.assert_close(terms["l1"], image.abs().mean())
+    assert (witness.seen == 0).float().mean() > 0.4 and not torch.equal(witness.seen, image)
+
+
+def test_only_training_sees_corrupted_images():
+    clean, corrupting = task(), task(robustness=RobustnessConfig(noise=1.0, mask=0.5, contractive=1.0))
+    corrupting.network.load_state_dict(clean.network.state_dict())
+    assert corrupting.validate(corrupting.network) == clean.validate(clean.network)
+
+
+def test_the_contractive_term_is_weighted_by_image_value_and_moves_the_encoder():
+    made = task(robustness=RobustnessConfig(contractive=3.0))
+    plain = task()
+    plain.network.load_state_dict(made.network.state_dict())
+    total, terms = made.loss(made.network, batch(), 0)
+    without, _ = plain.loss(plain.network, batch(), 0)
+    torch.testing.assert_close(total - without, 3.0 * terms["contraction"] / (3 * 16 * 16), atol=1e-5, rtol=1e-3)
+    total.backward(), without.backward()
+    (one, other) = (next(t.network.encoder.parameters()).grad for t in (made, plain))
+    assert not torch.allclose(one, other)
+
+
+def test_a_warmup_is_a_line_to_the_whole_weight():
+    assert [warmed(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
+    assert warmed(0, 0) == 1
+
+
+@pytest.mark.parametrize(("start", "accumulate", "shares"), [(0, 1, [1, 2, 3]), (4, 2, [3, 3, 4, 4]), (90, 1, [10])])
+def test_the_penalty_is_warmed_by_the_optimizer_step_wherever_the_run_goes_on(start, accumulate, shares):
+    made = task("kl", weight=1.0, warmup=10, accumulate=accumulate)
+    made.batches(start, rank=0, world=1)
+    image, witness = batch().image, Witness()
+    for share in shares:
+        total, _ = made.loss(witness, batch(), 0)
+        torch.testing.assert_close(total, image.abs().mean() + 2.0 * share / 10)
+
+
+RUNS = {
+    "warmed": ["train_autoencoder.accumulate=2", "bottleneck.warmup=4", "bottleneck.free_bits=0.1"],
+    "robust": ["robustness.noise=0.1", "robustness.mask=0.2", "robustness.contractive=0.1"],
+    "vq": ["bottleneck=vq", "bottleneck.codes=32", "bottleneck.decay=0.5", "bottleneck.revive=0.9"],
+    "vq by gradient": ["bottleneck=vq", "bottleneck.codes=32", "bottleneck.ema=false", "bottleneck.cosine=true"],
+}
+
+
+def trained(folder, *overrides):
+    """The last checkpoint's weights of a tiny run."""
+    train_autoencoder(load(Run, None, [*overrides, f"out={folder}"]), CPU)
+    return read_tensors(newest(Path(folder, "training", "autoencoder", "state")) / "weights.safetensors")
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_a_run_stopped_at_half_goes_on_to_the_same_weights(name, tiny, tmp_path):
+    common = [*tiny, "train_autoencoder.decay=constant", "train_autoencoder.batch=2", *RUNS[name]]
+    trained(tmp_path / "stopped", *common, "train_autoencoder.steps=2")
+    stopped = trained(tmp_path / "stopped", *common)
+    straight = trained(tmp_path / "straight", *common)
+    assert stopped.keys() == straight.keys()
+    for key, value in straight.items():
+        assert torch.equal(value, stopped[key]), key
+
+
+@pytest.mark.parametrize("name", BOTTLENECKS)
+def test_what_was_trained_is_loaded_and_can_be_a_base(name, tiny, tmp_path):
+    overrides = [*tiny, "train_autoencoder.steps=2", "train_autoencoder.batch=2", f"bottleneck={name}"]
+    trained(tmp_path, *overrides)
+    network, run = load_autoencoder(tmp_path / "autoencoder")
+    image = batch().image
+    assert network.decode(network.encode(image)).isfinite().all()
+    other = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels)).eval()
+    start_autoencoder(load(Run, None, [*overrides, f"base={tmp_path}"]), other)
+    assert torch.equal(other.encode(image), network.encode(image))
+
+
+def test_a_base_of_another_codebook_is_refused(tiny, tmp_path):
+    overrides = [*tiny, "train_autoencoder.steps=1", "train_autoencoder.batch=2", "bottleneck=vq"]
+    trained(tmp_path, *overrides, "bottleneck.codes=16")
+    run = load(Run, None, [*overrides, "bottleneck.codes=8", f"base={tmp_path}"])
+    with pytest.raises(ValueError, match="has an autoencoder of other settings"):
+        start_autoencoder(run, run.autoencoder.build(run.bottleneck.build(8)))
