@@ -15,6 +15,9 @@ from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Gaussian, gaussian_kl
+from ldm.autoencoders.bottlenecks.base import Quantizer, usage
+from ldm.autoencoders.bottlenecks.fsq import FiniteScalar
+from ldm.autoencoders.bottlenecks.vq import VectorQuantizer
 from ldm.data.transforms import from_bytes, to_bytes
 from ldm.evaluation.benchmark import AT_ONCE, Pictures
 from ldm.evaluation.distances import distances, features
@@ -114,8 +117,18 @@ def gaussian_figures(bottleneck: Gaussian, encoded: Iterable[Tensor]) -> Figures
     return {"kl": kl.tolist(), "kl_sum": float(kl.sum())}
 
 
-# what a kind of bottleneck has to say of all batches of features (B, features, h, w), such as a codebook's usage
-OWN_FIGURES: dict[type[Bottleneck], Callable[[Any, Iterable[Tensor]], Figures]] = {Gaussian: gaussian_figures}
+def code_figures(bottleneck: Quantizer, encoded: Iterable[Tensor]) -> Figures:
+    """The share of the codes that occur in the pictures, and the perplexity of their frequencies."""
+    indices = torch.cat([bottleneck.codes(h).flatten() for h in encoded])
+    return {name: float(value) for name, value in usage(indices, bottleneck.num_codes).items()}
+
+
+# what a kind of bottleneck has to say of all batches of features (B, features, h, w)
+OWN_FIGURES: dict[type[Bottleneck], Callable[[Any, Iterable[Tensor]], Figures]] = {
+    Gaussian: gaussian_figures,
+    VectorQuantizer: code_figures,
+    FiniteScalar: code_figures,
+}
 
 
 def _images(pictures: Pictures, batch: int, device: torch.device) -> Iterator[Tensor]:

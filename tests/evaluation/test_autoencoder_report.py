@@ -105,6 +105,18 @@ def test_the_kl_of_the_channels_adds_up_to_the_bottlenecks_own(pictures: NDArray
     assert found["kl_sum"] == pytest.approx(sum(found["kl"])) == pytest.approx(total, rel=1e-4)
 
 
+@pytest.mark.parametrize("bottleneck", ["vq", "fsq"])
+def test_the_use_of_the_codes_is_counted_over_all_pictures(bottleneck: str, pictures: NDArray[np.uint8]) -> None:
+    network = build(bottleneck)
+    found = autoencoder_report(network, pictures, batch=5).bottleneck
+    with torch.no_grad():
+        codes = network.bottleneck.codes(network.encoder(tensors(pictures)))
+    _, counts = np.unique(codes.numpy(), return_counts=True)
+    p = counts / counts.sum()
+    assert found["usage"] == pytest.approx(len(counts) / network.bottleneck.num_codes)
+    assert found["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
+
+
 def test_a_channel_at_the_prior_costs_nothing_and_is_counted_inactive(pictures: NDArray[np.uint8]) -> None:
     network = build()
     last = network.encoder[-1]
