@@ -9,8 +9,8 @@ from torch import Tensor, nn
 class ReconstructionConfig:
     """Weights of the terms; each is a mean over all image values, pixels in [-1, 1]."""
 
-    l1: float = 1.0  # |x - y|
-    l2: float = 0.0  # (x - y)^2
+    l1: float = 1.0  # |x - y|: but for a constant -log Laplace(x; y, 1)
+    l2: float = 0.0  # (x - y)^2: likewise -log N(x; y, 1/2)
 
     def __post_init__(self) -> None:
         weights = {f.name: getattr(self, f.name) for f in fields(self)}

@@ -4,6 +4,7 @@ from math import log10
 
 import pytest
 import torch
+from torch.distributions import Laplace, Normal
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, ReconstructionConfig
 from ldm.autoencoders.blocks import NORMS, ChannelNorm
@@ -15,8 +16,7 @@ FACTORS = [(1, [1], 1), (4, [1], 4), (1, [1, 2], 2), (2, [1, 1, 2], 8)]  # patch
 
 def build(bottleneck="kl", **options):
     config = AutoencoderConfig(**{"channels": 3, "width": 8, "multipliers": [1], "blocks": 1, "patch": 4, **options})
-    few = {"k": 1} if bottleneck == "topk" and config.channels == 1 else {}
-    return config.build(BOTTLENECKS[bottleneck](**few).build(config.channels))
+    return config.build(BOTTLENECKS[bottleneck]().build(config.channels))
 
 
 def pictures(count=8, size=32):
@@ -24,7 +24,7 @@ def pictures(count=8, size=32):
     return batch.image
 
 
-@pytest.mark.parametrize("channels", [1, 5])
+@pytest.mark.parametrize("channels", [2, 5])
 @pytest.mark.parametrize(("patch", "multipliers", "factor"), FACTORS)
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
 def test_latents_are_smaller_by_the_factor_and_images_come_back_whole(bottleneck, patch, multipliers, factor, channels):
@@ -36,6 +36,14 @@ def test_latents_are_smaller_by_the_factor_and_images_come_back_whole(bottleneck
     decoded, code = network(image)
     assert decoded.shape == network.decode(latent).shape == image.shape
     assert code.z.shape == latent.shape and code.penalty.shape == ()
+
+
+@pytest.mark.parametrize("bottleneck", [name for name in BOTTLENECKS if name not in ("topk", "vq2")])
+def test_one_latent_channel_is_enough_where_there_is_nothing_to_choose_or_share(bottleneck):
+    network = build(bottleneck, channels=1)
+    image = torch.rand(2, 3, 16, 24) * 2 - 1
+    decoded, code = network(image)
+    assert code.z.shape == network.encode(image).shape == (2, 1, 4, 6) and decoded.shape == image.shape
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
@@ -149,6 +157,15 @@ def test_the_reconstruction_loss_is_the_weighted_sum_of_its_terms():
     torch.testing.assert_close(terms["l1"], torch.nn.functional.l1_loss(decoded, image))
     torch.testing.assert_close(terms["l2"], torch.nn.functional.mse_loss(decoded, image))
     torch.testing.assert_close(total, 0.5 * terms["l1"] + 2 * terms["l2"])
+
+
+@pytest.mark.parametrize(("term", "likelihood"), [("l1", Laplace), ("l2", lambda y, _: Normal(y, 0.5**0.5))])
+def test_each_term_is_a_negative_log_likelihood_but_for_a_constant(term, likelihood):
+    image, one, other = torch.randn(3, 2, 3, 4, 4)
+    loss = ReconstructionConfig().build()
+    difference = loss(image, one)[1][term] - loss(image, other)[1][term]
+    nats = likelihood(other, 1.0).log_prob(image).mean() - likelihood(one, 1.0).log_prob(image).mean()
+    torch.testing.assert_close(difference, nats)
 
 
 @pytest.mark.parametrize(

@@ -9,11 +9,13 @@ from ldm.autoencoders.bottlenecks.gaussian import Gaussian, KLConfig, gaussian_k
 from ldm.autoencoders.bottlenecks.identity import Identity, IdentityConfig
 from ldm.autoencoders.bottlenecks.sparse import SparseConfig, TopKConfig
 from ldm.autoencoders.bottlenecks.vq import VQConfig
+from ldm.autoencoders.bottlenecks.vq2 import VQ2Config
 
 BOTTLENECKS = {
     "kl": KLConfig,
     "identity": IdentityConfig,
     "vq": VQConfig,
+    "vq2": VQ2Config,
     "fsq": FSQConfig,
     "topk": TopKConfig,
     "sparse": SparseConfig,
@@ -32,6 +34,7 @@ __all__ = [
     "Quantizer",
     "SparseConfig",
     "TopKConfig",
+    "VQ2Config",
     "VQConfig",
     "gaussian_kl",
 ]

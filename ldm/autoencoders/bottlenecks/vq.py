@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoders.bottlenecks.base import BottleneckConfig, Code, Quantizer, straight_through, usage
+from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code, Quantizer, straight_through, usage
 from ldm.autoencoders.bottlenecks.clusters import k_means, nearest, pick, smoothed, tally, told_by_first_rank
 
 
@@ -47,7 +47,7 @@ class VQConfig(BottleneckConfig):
         if self.kmeans < 0:
             raise ValueError(f"kmeans {self.kmeans} is not at least 0; try kmeans=10")
 
-    def build(self, channels: int) -> "VectorQuantizer":
+    def build(self, channels: int) -> Bottleneck:
         return VectorQuantizer(channels, self)
 
 
