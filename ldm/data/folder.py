@@ -59,17 +59,25 @@ class Folder(ImageFiles):
 
 def list_files(root: Path) -> list[str]:
     """The files below ``root`` as sorted relative names, hidden ones left out; refuses links that lead out of it."""
+    names, outside = find_files(root)
+    for name in outside:
+        raise ValueError(f"{root}: link '{name}' leads out of the folder; put the file itself there or remove it")
+    return names
+
+
+def find_files(root: Path) -> tuple[list[str], list[str]]:
+    """The files below ``root``, and the links that lead out of it, as sorted relative names, hidden ones left out."""
     inside = root.resolve()
-    names = []
+    names, outside = [], []
     for path in root.rglob("*"):
         name = path.relative_to(root)
         if any(part.startswith(".") for part in name.parts):
             continue
         if path.is_symlink() and not Path(os.path.realpath(path)).is_relative_to(inside):
-            raise ValueError(f"{root}: link '{name}' leads out of the folder; put the file itself there or remove it")
-        if path.is_file():
+            outside.append(name.as_posix())
+        elif path.is_file():
             names.append(name.as_posix())
-    return sorted(names)
+    return sorted(names), sorted(outside)
 
 
 def find_captions(root: Path, names: list[str]) -> dict[str, list[str]]:
@@ -79,21 +87,12 @@ def find_captions(root: Path, names: list[str]) -> dict[str, list[str]]:
     the folder has neither, the first sub-folder is the picture's class and its name is the caption. Pictures without
     a caption are left out and their number is reported; raises ValueError where none is left.
     """
-    images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+    places = CaptionPlaces(root, names)
+    images = places.images
     if not images:
         raise ValueError(f"{root}: no pictures here; the endings looked for are {' '.join(IMAGE_SUFFIXES)}")
-    known = set(names)
-    texts = {image: text for image in images if (text := str(PurePosixPath(image).with_suffix(".txt"))) in known}
-    listed = read_metadata(root, set(images)) if METADATA in known else {}
-    by_class = not texts and METADATA not in known
-
-    found = {}
-    for image in images:
-        captions = clean_captions((root / texts[image]).read_bytes()) if image in texts else listed.get(image, [])
-        if by_class and "/" in image:
-            captions = clean_captions(image.partition("/")[0].replace("_", " "))
-        if captions:
-            found[image] = captions
+    listed = read_metadata(root, set(images)) if places.has_metadata else {}
+    found = {image: captions for image in images if (captions := places.captions(image, places.beside(image), listed))}
     if not found:
         raise ValueError(f"{root}: none of the {len(images)} pictures has a caption; add a .txt file beside each")
     if len(found) < len(images):
@@ -103,20 +102,52 @@ def find_captions(root: Path, names: list[str]) -> dict[str, list[str]]:
     return found
 
 
+class CaptionPlaces:
+    """Which of the files ``names`` below ``root`` are pictures, and where the caption of each stands."""
+
+    def __init__(self, root: Path, names: list[str]) -> None:
+        known = set(names)
+        self.root = root
+        self.images = [name for name in names if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
+        self.texts = {
+            image: text for image in self.images if (text := str(PurePosixPath(image).with_suffix(".txt"))) in known
+        }
+        self.has_metadata = METADATA in known
+
+    def beside(self, image: str) -> bytes | None:
+        """What the text file with the picture's stem holds; None where there is no such file."""
+        return (self.root / self.texts[image]).read_bytes() if image in self.texts else None
+
+    def captions(self, image: str, beside: bytes | None, listed: dict[str, list[str]]) -> list[str]:
+        """The picture's captions, given what stands ``beside`` it and what the metadata have ``listed``."""
+        if beside is not None:
+            return clean_captions(beside)
+        if not self.texts and not self.has_metadata:
+            return clean_captions(image.partition("/")[0].replace("_", " ")) if "/" in image else []
+        return listed.get(image, [])
+
+
+def metadata_lines(root: Path) -> Iterator[tuple[str, str]]:
+    """The lines of ``metadata.jsonl`` that are not empty, each after its place, for messages."""
+    for number, line in enumerate((root / METADATA).read_text("utf-8-sig", errors="ignore").splitlines(), start=1):
+        if line.strip():
+            yield f"{root / METADATA}, line {number}", line
+
+
+def parse_entry(line: str, where: str) -> tuple[str, list[str]]:
+    """The picture that a line of metadata names, and its captions; ValueError names ``where`` it is no such entry."""
+    try:
+        node = json.loads(line)
+        name = str(node["file_name"])
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ValueError(f'{where}: not an entry like {{"file_name": "a.png", "text": "a caption"}}') from error
+    refuse_outside(name, where)
+    return str(PurePosixPath(name)), captions_of(node)
+
+
 def read_metadata(root: Path, images: set[str]) -> dict[str, list[str]]:
     """The captions that ``metadata.jsonl`` gives to ``images``, from ``file_name`` and ``text`` on each line."""
-    listed: dict[str, list[str]] = {}
-    for number, line in enumerate((root / METADATA).read_text("utf-8-sig", errors="ignore").splitlines(), start=1):
-        if not line.strip():
-            continue
-        where = f"{root / METADATA}, line {number}"
-        try:
-            node = json.loads(line)
-            name = str(node["file_name"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{where}: not an entry like {{"file_name": "a.png", "text": "a caption"}}') from error
-        refuse_outside(name, where)
-        listed[str(PurePosixPath(name))] = captions_of(node)
+    listed = dict(parse_entry(line, where) for where, line in metadata_lines(root))
     missing = len(listed.keys() - images)
     if missing:
         log.warning("%s: %d of its %d entries name no picture in the folder", root / METADATA, missing, len(listed))

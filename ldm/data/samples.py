@@ -31,12 +31,17 @@ def in_split(names: Sequence[str], split: str, val_share: float) -> list[int]:
     A name is held out for validation when its hash falls into the lowest ``val_share`` of all hashes, so samples added
     later do not move the others. Of two names or more at least one is held out and at least one is trained on.
     """
-    hashes = [name_hash(name) for name in names]
+    held = held_out([name_hash(name) for name in names], val_share)
+    return [i for i in range(len(names)) if (i in held) == (split == "val")]
+
+
+def held_out(hashes: Sequence[int], val_share: float) -> set[int]:
+    """The indices of the samples kept for validation, by the ``name_hash`` of each."""
     held = {i for i, number in enumerate(hashes) if number < val_share * 2**64}
     if val_share > 0:
-        order = sorted(range(len(names)), key=hashes.__getitem__)
+        order = sorted(range(len(hashes)), key=hashes.__getitem__)
         held = held.union(order[:1]).difference(order[-1:])
-    return [i for i in range(len(names)) if (i in held) == (split == "val")]
+    return held
 
 
 class ImageFiles(ABC):

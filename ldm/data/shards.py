@@ -8,7 +8,8 @@ import logging
 import os
 import tarfile
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
@@ -20,7 +21,14 @@ from PIL import Image
 from webdataset.tariterators import base_plus_ext
 
 from ldm.data.samples import ImageFiles, SplitOptions
-from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, parse_captions, read_image, refuse_outside
+from ldm.data.transforms import (
+    IMAGE_SUFFIXES,
+    BrokenSample,
+    leads_out,
+    parse_captions,
+    read_image,
+    refuse_outside,
+)
 
 log = logging.getLogger(__name__)
 
@@ -62,6 +70,17 @@ class ShardIndex:
     cut: bool = False  # it has no end mark, so something is missing
     lost: int = 0  # samples that are missing, as far as is known
     format: int = FORMAT
+
+
+@dataclass
+class Headers:
+    """What the headers of an archive say."""
+
+    samples: dict[str, Members] = field(default_factory=dict)  # by key, without one that the archive's end went through
+    whole: bool = False  # it runs to its end mark
+    torn: int = 0  # samples that its end went through
+    outside: list[str] = field(default_factory=list)  # members whose names lead out of the data set
+    repeated: list[str] = field(default_factory=list)  # members that come twice, and second pictures of a key
 
 
 class Shards(ImageFiles):
@@ -135,37 +154,47 @@ def index_shard(shard: Path) -> ShardIndex:
 def scan(shard: Path) -> ShardIndex:
     """What ``shard`` holds, from its headers; an archive that ends early is read as far as it goes."""
     stat = shard.stat()
-    samples, whole = read_headers(shard, stat.st_size)
-    lost = 0
-    if samples and not whole:
-        last = next(reversed(samples))
-        if locate(last, samples[last]) is None:
-            del samples[last]
-            lost = 1
-    rows = [row for key, members in samples.items() if (row := locate(key, members))]
-    pictures = sum(image_in(members) is not None for members in samples.values())
-    if not whole:
-        lost = max(lost, num_written(shard) - pictures)
-    return ShardIndex(stat.st_size, stat.st_mtime_ns, rows, pictures - len(rows), not whole, lost)
+    headers = read_headers(shard)
+    for name in headers.outside:
+        refuse_outside(name, shard)
+    rows = [row for key, members in headers.samples.items() if (row := locate(key, members))]
+    pictures = sum(image_in(members) is not None for members in headers.samples.values())
+    lost = num_lost(shard, headers)
+    return ShardIndex(stat.st_size, stat.st_mtime_ns, rows, pictures - len(rows), not headers.whole, lost)
 
 
-def read_headers(shard: Path, size: int) -> tuple[dict[str, Members], bool]:
-    """The members of each key in ``shard``, of ``size`` bytes, and whether it runs to its end mark."""
-    samples: dict[str, Members] = {}
-    try:
-        with shard.open("rb") as file, tarfile.open(fileobj=file, mode="r:") as tar:
-            for member in tar:
-                refuse_outside(member.name, shard)
-                key, ending = base_plus_ext(member.name)
-                if key is None or not member.isreg() or member.issparse():
-                    continue
-                members = samples.setdefault(key, {})
-                if member.offset_data + member.size <= size:
-                    members[ending.lower()] = (member.offset_data, member.size)
-            file.seek(tar.offset)
-            return samples, file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
-    except tarfile.TarError:  # raised where data are missing; what was read until there is whole
-        return samples, False
+def read_headers(shard: Path) -> Headers:
+    """What the headers of ``shard`` say, as far as they can be read; nothing is refused."""
+    headers, size = Headers(), shard.stat().st_size
+    # what tarfile raises where data are missing or make no sense; what was read until there is whole
+    nonsense = suppress(tarfile.TarError, ValueError, OverflowError, MemoryError)
+    with shard.open("rb") as file, nonsense, tarfile.open(fileobj=file, mode="r:") as tar:
+        for member in tar:
+            if leads_out(member.name):
+                headers.outside.append(member.name)
+                continue
+            key, ending = base_plus_ext(member.name)
+            if key is None or not member.isreg() or member.issparse():
+                continue
+            members, ending = headers.samples.setdefault(key, {}), ending.lower()
+            if ending in members or (is_image(ending) and image_in(members)):
+                headers.repeated.append(member.name)
+            if member.offset_data + member.size <= size:
+                members[ending] = (member.offset_data, member.size)
+        file.seek(tar.offset)
+        headers.whole = file.read(tarfile.BLOCKSIZE) == bytes(tarfile.BLOCKSIZE)
+    if headers.samples and not headers.whole:
+        last = next(reversed(headers.samples))
+        if locate(last, headers.samples[last]) is None:
+            del headers.samples[last]
+            headers.torn = 1
+    return headers
+
+
+def num_lost(shard: Path, headers: Headers) -> int:
+    """How many samples are missing at the end of ``shard``, as far as is known."""
+    pictures = sum(image_in(members) is not None for members in headers.samples.values())
+    return 0 if headers.whole else max(headers.torn, num_written(shard) - pictures)
 
 
 def locate(key: str, members: Members) -> Row | None:
@@ -180,7 +209,12 @@ def locate(key: str, members: Members) -> Row | None:
 
 def image_in(members: Members) -> tuple[int, int] | None:
     """The offset and size of the image among ``members``."""
-    return next((place for ending, place in members.items() if f".{ending}" in IMAGE_SUFFIXES), None)
+    return next((place for ending, place in members.items() if is_image(ending)), None)
+
+
+def is_image(ending: str) -> bool:
+    """Whether a member with that ``ending``, in lower case and without its dot, is a picture."""
+    return f".{ending}" in IMAGE_SUFFIXES
 
 
 def num_written(shard: Path) -> int:

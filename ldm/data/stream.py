@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path, PurePosixPath
 from random import Random
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import urlparse
 
 import numpy as np
@@ -31,6 +31,8 @@ from ldm.data.transforms import (
 from ldm.types import Sample
 
 log = logging.getLogger(__name__)
+
+T = TypeVar("T")  # an archive
 
 
 @dataclass
@@ -58,9 +60,7 @@ class StreamConfig(ImageOptions):
 
     def build(self, split: str) -> "Stream":
         """The "train" or "val" stream; raises ValueError where no archive is left for it."""
-        urls, val_urls = expand(self.urls), expand(self.val_urls)
-        if not val_urls and len(urls) > 1:
-            urls, val_urls = urls[1:], urls[:1]
+        urls, val_urls = hold_out(expand(self.urls), expand(self.val_urls))
         chosen = urls if split == "train" else val_urls
         if not chosen:
             key = "val_urls" if self.urls and split == "val" else "urls"
@@ -112,11 +112,7 @@ class Stream(IterableDataset[Sample]):
         if self.split == "val":
             return list(wds.split_by_worker(urls))
         _, ranks, _, workers = pytorch_worker_info()
-        if len(urls) < ranks * workers:
-            raise ValueError(
-                f"{len(urls)} training archives are too few for {ranks} ranks x {workers} workers; "
-                f"write at least {ranks * workers}, or use fewer workers"
-            )
+        check_enough(len(urls), ranks, workers)
         return list(wds.split_by_worker(wds.split_by_node(urls)))
 
     def _raw(self, urls: list[str]) -> Iterator[dict[str, Any]]:
@@ -174,6 +170,20 @@ class Stream(IterableDataset[Sample]):
 def expand(urls: str) -> list[str]:
     """The URLs that a pattern with braces stands for; none for an empty one."""
     return list(braceexpand(urls)) if urls else []
+
+
+def hold_out(urls: list[T], val_urls: list[T]) -> tuple[list[T], list[T]]:
+    """The archives to train on, and those of validation: the first of several where none are named."""
+    return (urls[1:], urls[:1]) if not val_urls and len(urls) > 1 else (urls, val_urls)
+
+
+def check_enough(archives: int, ranks: int, workers: int) -> None:
+    """Raise ValueError where ``archives`` to train on are fewer than loader workers of all ranks."""
+    if archives < ranks * workers:
+        raise ValueError(
+            f"{archives} training archives are too few for {ranks} ranks x {workers} workers; "
+            f"write at least {ranks * workers}, or use fewer workers"
+        )
 
 
 def is_read(name: str) -> bool:

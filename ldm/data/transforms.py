@@ -11,6 +11,8 @@ import json
 import logging
 import warnings
 from codecs import BOM_UTF16_BE, BOM_UTF16_LE
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path, PureWindowsPath
@@ -54,12 +56,19 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def read_image(source: Path | bytes) -> Image.Image:
     """The stored picture as upright RGB (see ``to_rgb``); raises BrokenSample where there is none to be had."""
+    with opened_image(source) as image:
+        return to_rgb(image)
+
+
+@contextmanager
+def opened_image(source: Path | bytes) -> Iterator[Image.Image]:
+    """The stored picture as Pillow has it; what fails until it is closed again is raised as BrokenSample."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             # the list of formats keeps out those whose readers start other programs (EPS runs Ghostscript)
             with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as image:
-                return to_rgb(image)
+                yield image
     except UnidentifiedImageError as error:  # its own words name a file again, or an address in memory
         raise BrokenSample(f"not one of {', '.join(FORMATS)}") from error
     except Exception as error:  # Pillow's readers raise nearly anything on corrupt bytes
@@ -146,11 +155,15 @@ def clean_captions(text: bytes | str) -> list[str]:
     A byte order mark, bytes that are not UTF-8 and control characters are dropped; runs of white space become a space.
     """
     if isinstance(text, bytes):
-        utf16 = text.startswith((BOM_UTF16_LE, BOM_UTF16_BE))
-        text = text.decode("utf-16" if utf16 else "utf-8", errors="ignore")
+        text = text.decode(encoding_of(text), errors="ignore")
     text = text.replace("\ufeff", "")
     lines = (" ".join("".join(c for c in line if c.isprintable() or c.isspace()).split()) for line in text.splitlines())
     return [line for line in lines if line]
+
+
+def encoding_of(text: bytes) -> str:
+    """The name of the encoding that a caption's bytes are read in: UTF-16 where its mark says so, or else UTF-8."""
+    return "utf-16" if text.startswith((BOM_UTF16_LE, BOM_UTF16_BE)) else "utf-8"
 
 
 def captions_of(node: object) -> list[str]:
@@ -164,17 +177,22 @@ def parse_captions(data: bytes, kind: str) -> list[str]:
     """The captions in a "txt" or "json" member of an archive; raises BrokenSample where there are none."""
     try:
         captions = clean_captions(data) if kind == "txt" else captions_of(json.loads(data))
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:  # the latter from JSON that is nested too deep
         raise BrokenSample(f"its {kind} is not readable: {error}") from error
     if not captions:
         raise BrokenSample(f"no caption in its {kind}")
     return captions
 
 
+def leads_out(name: str) -> bool:
+    """Whether ``name`` is absolute or climbs out of its folder by ``..``."""
+    path = PureWindowsPath(name)  # reads both kinds of slash
+    return bool(path.anchor) or ".." in path.parts
+
+
 def refuse_outside(name: str, where: Path | str) -> None:
     """Raise ValueError where ``name``, an entry of ``where``, is absolute or climbs out of its folder by ``..``."""
-    path = PureWindowsPath(name)  # reads both kinds of slash
-    if path.anchor or ".." in path.parts:
+    if leads_out(name):
         raise ValueError(f"{where}: entry '{name}' leads out of the data set; rename or remove it")
 
 

@@ -112,7 +112,7 @@ def test_metadata_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
         config(tmp_path).build("train")
 
 
-@pytest.mark.parametrize("line", ["{", "[]", '{"text": "x"}', "7"])
+@pytest.mark.parametrize("line", ["{", "[]", '{"text": "x"}', "7", pytest.param("[" * 200_000, id="deep")])
 def test_a_bad_line_of_metadata_is_named(tmp_path: Path, line: str) -> None:
     fill(tmp_path, 2)
     (tmp_path / "metadata.jsonl").write_text('{"file_name": "000.png", "text": "x"}\n' + line)

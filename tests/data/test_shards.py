@@ -167,6 +167,32 @@ def test_a_file_that_is_no_archive_is_reported_and_the_others_are_read(
     assert "000.tar is cut off: 0 samples are whole" in caplog.text
 
 
+@pytest.mark.parametrize("size", [b"\x7f" + b"\xff" * 11, b"\x80" + bytes(3) + b"\x7f" + b"\xff" * 7, b"not a size\0"])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L"])
+def test_a_header_that_makes_no_sense_ends_the_archive_there(
+    tmp_path: Path, size: bytes, kind: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_shards(tmp_path, shards=1)
+    tar = tmp_path / "000.tar"
+    data, place = bytearray(tar.read_bytes()), cut_points(tar)["before a sample"]
+    header = data[place : place + 512]
+    header[124:136], header[156:157], header[148:156] = size, kind, b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    data[place : place + 512] = header
+    tar.write_bytes(data)
+    assert captions(build(tmp_path)) == ["picture 0", "picture 1", "picture 2"]
+    assert "000.tar is cut off: 3 samples are whole" in caplog.text
+
+
+def test_a_json_nested_too_deep_is_a_broken_sample(tmp_path: Path) -> None:
+    members = dict(members_of(range(12))) | {"0003.json": b"[" * 200_000}
+    del members["0003.txt"]
+    write_tar(tmp_path / "0.tar", list(members.items()))
+    dataset = build(tmp_path)
+    assert captions(dataset)[3] == "picture 4"
+    assert dataset.tally.broken == 1
+
+
 def test_a_whole_archive_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     build(write_shards(tmp_path))
     assert not caplog.records
