@@ -12,6 +12,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -100,6 +101,15 @@ def write_cache(
     )
     description = {"layout": LAYOUT, "fingerprint": fingerprint, "counts": counts, "captions": len(captions)}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+
+
+def cache_bytes(pictures: int, latent: tuple[int, int, int], captions: int, tokens: int, text: tuple[int, int]) -> int:
+    """The bytes of the tensors that ``write_cache`` writes; each file adds a header, of less than a kilobyte in all.
+
+    ``latent`` is (C, h, w) and ``text`` (D, P); ``captions`` counts distinct ones, ``tokens`` theirs without padding.
+    """
+    width, pooled = text
+    return pictures * (2 * prod(latent) + 4) + 2 * (tokens * width + captions * pooled) + 8 * (captions + 1)
 
 
 def check_cache(folder: Path, fingerprint: dict[str, str]) -> None:

@@ -282,6 +282,46 @@ def test_the_printed_configuration_is_that_of_the_run(tmp_path):
     assert load(Run, tmp_path / "run.yaml") == load(Run, None, [*TINY, "denoiser.patch=4"])
 
 
+@pytest.mark.parametrize("kind", ["folder", "shards"])
+def test_a_data_set_is_checked_and_the_status_says_whether_it_is_fit(chain, tmp_path, kind):
+    made = ("--out", tmp_path / "set", "--format", kind, "--count", 20, "--shard-size", 10)
+    assert call("make_shapes.py", *made)[0] == 0
+    options = ("--model", chain.folder, "--json", tmp_path / "check.json", "--size", 32)
+    status, page, errors = call("check_data.py", tmp_path / "set", *options)
+    assert status == 0, errors
+    figures = json.loads((tmp_path / "check.json").read_text())
+    assert page.startswith(f"{tmp_path / 'set'} as data.name={kind} data.size=32")
+    assert (figures["fit"], figures["listed"], figures["cache"]["pictures"]) == (True, 20, 19)
+    assert figures["encoding"]["hours"] > 0 and f"{figures['cache']['bytes']:,} bytes" in page
+    for broken in sorted((tmp_path / "set").glob("*.*"))[::2]:
+        broken.write_bytes(b"<html>not found</html>")
+    status, page, errors = call("check_data.py", tmp_path / "set", "--ranks", 3)
+    assert status == 1 and "Traceback" not in errors
+    assert "\nnot fit to be trained on:\n" in page
+    assert ("20 of 20 pictures are broken" in page) == (kind == "folder")
+    assert ("too few for 3 ranks" in page) == (kind == "shards")
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        ("nowhere", "there is no folder 'nowhere'"),
+        ("nowhere.tar", "no archive 'nowhere.tar'"),
+        ("data/sample --size 30", "sides must be multiples of 8"),
+        ("data/sample --size 0", "size 0"),
+        ("data/sample --max-broken 2", "max_broken 2.0"),
+        ("data/sample --ranks 0", "--ranks 0"),
+        ("data/sample --workers -1", "--workers -1"),
+        ("data/sample --model data", "data/autoencoder"),
+        ("data/sample --device abacus", "--device abacus"),
+        ("data/sample --json README.md", "README.md is there already"),
+    ],
+)
+def test_a_mistake_in_checking_is_told_in_one_line(args, says, monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    assert_one_line(call("check_data.py", *args.split()), says)
+
+
 def test_the_model_that_comes_with_the_package_draws(tmp_path):
     status, _, errors = call("txt2img.py", "--prompt", "a red star", "--steps", 2, "--outdir", tmp_path)
     assert status == 0, errors
