@@ -1,6 +1,6 @@
 """Reading a data set picture by picture to say what it is: the figures of ``Findings``.
 
-Of each picture its name and some numbers (hashes, lengths) are kept, never the picture: about 200 bytes.
+Of each picture its name and some numbers (hashes, lengths) are kept, never the picture: some hundred bytes.
 """
 
 import io

@@ -102,6 +102,9 @@ def reasons(found: Findings, max_broken: float, ranks: int, workers: int) -> lis
     if notes.repeated.count:
         told.append(f"{notes.repeated.count} keys come twice: which picture and caption belong together is not certain")
     if found.archives:
+        if notes.cut.count > max_broken * found.archives.count:
+            share = f"{notes.cut.count} of {found.archives.count} archives"
+            told.append(f"{share} are cut off, more than --max-broken {max_broken}")
         try:
             check_enough(len(hold_out(notes.archives, [])[0]), ranks, workers)
         except ValueError as error:

@@ -6,6 +6,7 @@ import os
 import pickle
 import struct
 import tarfile
+import tracemalloc
 import zlib
 from dataclasses import asdict
 from itertools import islice
@@ -25,7 +26,7 @@ from ldm.data.latents import CacheConfig, write_cache
 from ldm.data.loader import first_batches
 from ldm.data.samples import SplitOptions
 from ldm.data.shards import ShardsConfig
-from ldm.data.stored import find_stored
+from ldm.data.stored import Stored, find_stored
 from ldm.text.vocabulary import Vocabulary
 from ldm.types import Condition
 
@@ -267,6 +268,7 @@ def test_a_tar_cut_anywhere_is_named_and_gives_what_training_gets(tmp_path: Path
         tar.write_bytes(data[:place])
         found = check(tar)
         assert found.notes.cut.count == 1 and "0.tar" in found.notes.cut.first[0]
+        assert "1 of 1 archives are cut off, more than --max-broken 0.1" in found.reasons
         assert found.usable == found.listed <= 3
         if found.listed:
             assert found.listed == len(ShardsConfig(path=str(tar), size=16, val_share=0).build("train"))
@@ -407,6 +409,20 @@ def test_nothing_is_written_beside_the_archives(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", list(files_of(2).items()))
     check(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["0.tar"]
+
+
+def test_a_picture_that_was_looked_at_leaves_less_than_half_a_kilobyte_behind() -> None:
+    inspection = Inspection(SplitOptions(size=16), TEXT)
+    tracemalloc.start()
+    for number in range(300):
+        if number == 100:
+            before, _ = tracemalloc.get_traced_memory()
+        data = encoded(picture(number, (64, 64)))
+        inspection.look(Stored(f"{number:09d}.png", data, [f"picture {number}"]))
+    del data
+    after, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert (after - before) / 200 < 500
 
 
 @pytest.mark.parametrize("path", ["nowhere", "nowhere/{0..3}.tar", "https://host/0.tar", "pipe:touch ran", ""])
