@@ -27,6 +27,7 @@ class DiTConfig:
     patch: int = 1  # side of the square of latent pixels that makes one token
     width: int = 256  # channels of a token
     depth: int = 8  # blocks
+    pooled: bool = True  # the pooled text joins the time; else the tokens alone tell
     text_depth: int = 0  # transformer blocks over the text, trained with the network, before the image attends to it
     heads: int = 4  # attention heads per block
     mlp_ratio: float = 4.0  # hidden width of the MLP / width
@@ -52,11 +53,11 @@ class DiTConfig:
             raise ValueError(f"attention '{self.attention}' is unknown; use one of {', '.join(BACKENDS)}")
 
     def build(self, *, channels: int, text_width: int, pooled_width: int, out_channels: int = 0) -> "DiT":
-        """The network for latents of ``channels``; ``pooled_width`` 0 means no pooled text.
+        """The network for latents of ``channels``; ``pooled_width`` 0, or no ``pooled``, means no pooled text.
 
         It says ``out_channels`` of numbers, 0 for as many as it sees; twice as many where it learns a variance too.
         """
-        sizes = {"text_width": text_width, "pooled_width": pooled_width}
+        sizes = {"text_width": text_width, "pooled_width": pooled_width if self.pooled else 0}
         return DiT(self, channels=channels, out_channels=out_channels or channels, **sizes)
 
 

@@ -34,6 +34,7 @@ class UNetConfig:
         default_factory=lambda: [0, 1]
     )  # levels with transformers; the middle has one too
     transformer_depth: int = 1  # transformer blocks after each residual block
+    pooled: bool = True  # the pooled text joins the time; else the tokens alone tell, as in Stable Diffusion 1
     text_depth: int = 0  # transformer blocks over the text, trained with the network, before the image attends to it
     heads: int = 4  # attention heads at every level
     qk_norm: bool = False  # RMSNorm of queries and keys: bounds the logits, which Muon at a high lr would let grow
@@ -69,11 +70,11 @@ class UNetConfig:
             raise ValueError(f"attention '{self.attention}' is unknown; use one of {', '.join(BACKENDS)}")
 
     def build(self, *, channels: int, text_width: int, pooled_width: int, out_channels: int = 0) -> "UNet":
-        """The network for latents of ``channels``; ``pooled_width`` 0 means no pooled text.
+        """The network for latents of ``channels``; ``pooled_width`` 0, or no ``pooled``, means no pooled text.
 
         It says ``out_channels`` of numbers, 0 for as many as it sees; twice as many where it learns a variance too.
         """
-        sizes = {"text_width": text_width, "pooled_width": pooled_width}
+        sizes = {"text_width": text_width, "pooled_width": pooled_width if self.pooled else 0}
         return UNet(self, channels=channels, out_channels=out_channels or channels, **sizes)
 
 

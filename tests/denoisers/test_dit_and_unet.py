@@ -79,6 +79,14 @@ def test_time_tokens_and_pooled_text_each_change_the_output(name: str) -> None:
 
 
 @every_network
+def test_without_pooled_text_only_the_tokens_tell(name: str) -> None:
+    net = build(name, pooled=False)
+    x, t, cond = draw()
+    assert net.prepare.pooled is None
+    assert torch.equal(net(x, t, replace(cond, pooled=cond.pooled.flip(1))), net(x, t, cond))
+
+
+@every_network
 @pytest.mark.parametrize("backend", ["sdpa", "math"])
 def test_padding_tokens_do_not_change_the_output(name: str, backend: str) -> None:
     net = build(name, attention=backend)
