@@ -25,25 +25,26 @@ class Run(Sampling):
     """Everything that the scripts ask; the fields of ``Sampling`` say how the finished model draws."""
 
     sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=1.0)
-    guidance: GuidanceConfig = section(GuidanceConfig, scale=1.5)
-    sample: SampleConfig = section(SampleConfig, steps=25)
+    guidance: GuidanceConfig = section(GuidanceConfig, scale=2.0)
+    sample: SampleConfig = section(SampleConfig, steps=50)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
-    data: Any = choice(DATASETS, "shapes", length=50_000)
+    data: Any = choice(DATASETS, "shapes", length=150_000)
     autoencoder: AutoencoderConfig = section(
         AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"
     )
     bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.03)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
     robustness: RobustnessConfig = section(RobustnessConfig)
-    text: Any = choice(TEXT_ENCODERS, "clip", states="penultimate", layers=2, vision_layers=2)
+    text: Any = choice(TEXT_ENCODERS, "clip", layers=3, vision_layers=2, vision_patch=16, layout=10.0)
     denoiser: Any = choice(
         DENOISERS,
         "unet",
         multipliers=[1, 1],
         blocks=1,
         attention_levels=[1],
-        text_depth=2,
+        pooled=False,
+        qk_norm=True,
         scale_shift=True,
         position=True,
     )
@@ -57,7 +58,7 @@ class Run(Sampling):
         TrainConfig, steps=12_000, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
     )
     train_clip: TrainConfig = section(
-        TrainConfig, steps=800, batch=256, optimizer="muon", lr=1e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
+        TrainConfig, steps=600, batch=256, optimizer="muon", lr=2e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
     train_ldm: TrainConfig = section(
         TrainConfig,

@@ -66,4 +66,4 @@ def test_following_the_gradient_comes_nearer_to_the_measurement_than_not(model, 
         (operator.apply(drawn(model, sample, 3, **how)) - y).square().mean()
         for how in ({"steer": followed(model, operator, y)}, {})
     ]
-    assert misses[0] < 0.7 * misses[1]
+    assert misses[0] < 0.9 * misses[1]

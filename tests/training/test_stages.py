@@ -111,7 +111,7 @@ def test_a_missing_stage_is_taken_from_the_shipped_model_and_it_is_said(tmp_path
         assert f"{tmp_path / stage} is not there: taking the shipped model's {stage}" in said
 
 
-@pytest.mark.parametrize("other", ["autoencoder.channels=5", "bottleneck=identity", "text.layers=3"])
+@pytest.mark.parametrize("other", ["autoencoder.channels=5", "bottleneck=identity", "text.layers=4"])
 def test_a_missing_stage_that_is_no_shipped_network_is_asked_for(tmp_path, shipped_stages, other):
     name = "text" if other.startswith("text") else "autoencoder"
     with pytest.raises(ValueError, match=rf"this run's {name} is not the shipped .* train it with scripts/"):
