@@ -37,7 +37,7 @@ class ClipTask:
     ) -> None:
         from open_clip import ClipLoss  # takes seconds to import
 
-        self.network: nn.Module = TrainedClip(text, size, vocabulary)
+        self.network = TrainedClip(text, size, vocabulary)
         self.learned = nn.Module()
         self.text, self.vocabulary, self.save = text, vocabulary, save
         self.train, self.config = train, config
@@ -53,7 +53,7 @@ class ClipTask:
 
     def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         with torch.no_grad():
-            self.network.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)  # type: ignore[operator, union-attr]
+            self.network.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         figures = self._figures(network, batch, self.contrastive)
         return figures.pop("loss"), figures
 

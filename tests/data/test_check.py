@@ -5,7 +5,6 @@ import json
 import os
 import pickle
 import struct
-import tarfile
 import tracemalloc
 import zlib
 from dataclasses import asdict
@@ -15,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import write_tar
 from PIL import Image
 from safetensors import safe_open
 
@@ -61,15 +61,6 @@ def files_of(count: int) -> dict[str, bytes]:
         for n in range(count)
         for name, data in ((f"{n:03d}.png", encoded(picture(n))), (f"{n:03d}.txt", f"picture {n}".encode()))
     }
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def store(root: Path, kind: str, files: dict[str, bytes]) -> Path:

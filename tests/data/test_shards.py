@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from archives import write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
@@ -25,15 +26,6 @@ def png(number: int) -> bytes:
     stream = io.BytesIO()
     picture(number).save(stream, "PNG")
     return stream.getvalue()
-
-
-def write_tar(path: Path, members: list[tuple[str, bytes]]) -> Path:
-    with tarfile.open(path, "w") as tar:
-        for name, data in members:
-            info = tarfile.TarInfo(name)
-            info.size = len(data)
-            tar.addfile(info, io.BytesIO(data))
-    return path
 
 
 def members_of(numbers: range) -> list[tuple[str, bytes]]:

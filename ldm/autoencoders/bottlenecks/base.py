@@ -4,7 +4,7 @@ Legend: B batch, C latent channels, h w latent size.
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import fields
+from dataclasses import dataclass, fields
 from typing import Any, ClassVar, NamedTuple
 
 import torch
@@ -76,8 +76,9 @@ def usage(indices: Tensor, num_codes: int) -> dict[str, Tensor]:
     return {"usage": share, "perplexity": torch.exp(-(p * p.log()).sum())}
 
 
+@dataclass
 class BottleneckConfig(ABC):
-    """The settings of a bottleneck: a dataclass."""
+    """The settings of a bottleneck."""
 
     TRAINED_BY: ClassVar[tuple[str, ...]] = ()  # fields that say how it is trained, not what a trained one computes
 
@@ -88,5 +89,5 @@ class BottleneckConfig(ABC):
     @property
     def network(self) -> tuple[type, dict[str, Any]]:
         """What must be the same for trained weights to mean the same."""
-        names = [f.name for f in fields(self) if f.name not in self.TRAINED_BY]  # type: ignore[arg-type]
+        names = [f.name for f in fields(self) if f.name not in self.TRAINED_BY]
         return type(self), {name: getattr(self, name) for name in names}

@@ -1,0 +1,44 @@
+"""benchmarks/learning_curve.py: the minutes of training before each score."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+
+from ldm.config import load, to_yaml
+from ldm.run import Run
+
+PATH = Path(__file__).parents[2] / "benchmarks" / "learning_curve.py"
+SPEC = importlib.util.spec_from_file_location("learning_curve", PATH)
+BENCHMARK = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(BENCHMARK)
+
+
+def run_with(folder, lines):
+    run = load(Run, None, ["train_ldm.batch=30", "train_ldm.accumulate=2"])
+    for path, text in (
+        ("model/config.yaml", to_yaml(run)),
+        ("training/denoiser/log.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
+    ):
+        (folder / path).parent.mkdir(parents=True)
+        (folder / path).write_text(text)
+    return folder
+
+
+def test_minutes_are_those_of_the_steps_at_the_speed_that_each_stretch_had(tmp_path):
+    lines = [
+        {"step": 20, "images_per_second": 10.0},  # 20 x 60 pictures: 2 minutes
+        {"step": 20, "score": 0.1},
+        {"step": 50, "images_per_second": 30.0},  # 30 x 60: 1 minute more
+        {"step": 50, "val_loss": 0.2},
+        {"step": 50, "score": 0.4},
+    ]
+    found = BENCHMARK.scores(run_with(tmp_path, lines))
+    assert list(found) == pytest.approx([2.0, 3.0])
+    assert list(found.values()) == [0.1, 0.4]
+
+
+def test_a_run_without_scores_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(ValueError, match=r"never scored; train it with train_ldm.score_every=500"):
+        BENCHMARK.scores(run_with(tmp_path, [{"step": 20, "images_per_second": 10.0}]))
