@@ -76,7 +76,7 @@ def store(root: Path, kind: str, files: dict[str, bytes]) -> Path:
 
 def check(path: Path | str, ranks: int = 1, workers: int = 1, **options: object) -> Findings:
     stored = find_stored(str(path))
-    inspection = Inspection(SplitOptions(**{"size": 16, **options}), TEXT)  # type: ignore[arg-type]
+    inspection = Inspection(SplitOptions(**{"size": 16, **options}), TEXT)
     for one in stored:
         inspection.look(one)
     return inspection.findings(str(path), stored, (4, 2, 2), ranks, workers)

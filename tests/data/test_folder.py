@@ -31,7 +31,7 @@ def fill(root: Path, count: int) -> Path:
 
 
 def config(root: Path, **options: object) -> FolderConfig:
-    return FolderConfig(path=str(root), size=16, **options)  # type: ignore[arg-type]
+    return FolderConfig(path=str(root), size=16, **options)
 
 
 def samples(root: Path, split: str = "train", epoch: int = 0, **options: object) -> list[Sample]:
@@ -226,7 +226,7 @@ def test_a_pickled_data_set_gives_the_same_samples(tmp_path: Path) -> None:
 def test_loader_workers_give_the_same_samples(tmp_path: Path) -> None:
     dataset = config(fill(tmp_path, 8), crop="random", flip=True, val_share=0).build("train")
     keys = [Key(1, i) for i in range(8)]
-    loader = DataLoader(dataset, batch_size=None, sampler=keys, num_workers=2)  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_size=None, sampler=keys, num_workers=2)
     assert all(torch.equal(sample.image, dataset[key].image) for sample, key in zip(loader, keys, strict=True))
 
 

@@ -40,7 +40,7 @@ def write_shards(root: Path, shards: int = 3, each: int = 5) -> Path:
 
 
 def build(path: Path | str, split: str = "train", **options: object) -> Shards:
-    return ShardsConfig(**{"path": str(path), "size": 16, "val_share": 0, **options}).build(split)  # type: ignore[arg-type]
+    return ShardsConfig(**{"path": str(path), "size": 16, "val_share": 0, **options}).build(split)
 
 
 def captions(dataset: Shards, epoch: int = 0) -> list[str]:
@@ -265,7 +265,7 @@ def test_two_loader_workers_read_the_same_samples(tmp_path: Path) -> None:
     dataset = build(write_shards(tmp_path, shards=4, each=10), crop="random", flip=True)
     captions(dataset)  # handles are open in this process before it forks
     keys = [Key(1, int(i)) for i in np.random.default_rng(0).permutation(40)]
-    loader = DataLoader(dataset, batch_size=None, sampler=keys, num_workers=2)  # type: ignore[arg-type]
+    loader = DataLoader(dataset, batch_size=None, sampler=keys, num_workers=2)
     for sample, key in zip(loader, keys, strict=True):
         assert sample.caption == f"picture {key.index}"
         assert torch.equal(sample.image, dataset[key].image)

@@ -47,7 +47,7 @@ def write_shards(root: Path, shards: int = 4, each: int = 5) -> str:
 
 
 def build(urls: str, split: str = "train", **options: object) -> Stream:
-    return StreamConfig(urls=urls, size=16, **options).build(split)  # type: ignore[arg-type]
+    return StreamConfig(urls=urls, size=16, **options).build(split)
 
 
 def numbers(samples: list[Sample]) -> list[int]:
@@ -123,7 +123,7 @@ def test_without_a_buffer_archives_are_read_in_order(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["urls", "val_urls"])
 def test_a_pipe_is_refused_without_an_opt_in(tmp_path: Path, url: str, key: str) -> None:
     with pytest.raises(ValueError, match="runs a shell command; set allow_pipe=true"):
-        StreamConfig(**{key: url.format(tmp_path / "ran")})  # type: ignore[arg-type]
+        StreamConfig(**{key: url.format(tmp_path / "ran")})
     assert not (tmp_path / "ran").exists()
 
 

@@ -201,7 +201,7 @@ def test_validation_is_centred_and_never_mirrored() -> None:
 )
 def test_wrong_options_are_named_with_a_way_out(wrong: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"{next(iter(wrong))} .*try") as caught:
-        ImageOptions(**wrong)  # type: ignore[arg-type]
+        ImageOptions(**wrong)
     assert "\n" not in str(caught.value)
 
 

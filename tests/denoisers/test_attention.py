@@ -10,7 +10,7 @@ from ldm.denoisers.attention import BACKENDS, attention
 
 def draw(keys: int = 5) -> tuple[Tensor, Tensor, Tensor]:
     generator = torch.Generator().manual_seed(0)
-    return tuple(torch.randn(2, 3, length, 8, generator=generator) for length in (7, keys, keys))  # type: ignore[return-value]
+    return tuple(torch.randn(2, 3, length, 8, generator=generator) for length in (7, keys, keys))
 
 
 def plain(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None) -> Tensor:
