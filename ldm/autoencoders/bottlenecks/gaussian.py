@@ -8,10 +8,15 @@ With p(z) = N(0, I) and q(z | x) = N(mean, std^2) of what the encoder says of x,
 (Kingma & Welling 2014, arXiv:1312.6114, eq. 3 and App. B). A weight other than that of the likelihood is beta-VAE's
 beta (Higgins et al. 2017, ICLR). Weight 0 is a plain autoencoder whose decoder sees latents with noise.
 
+With a ``std`` given, the same at every position, the KL is 1/2 mean^2 but for a constant: a price on the signal's power
+beside noise of known power. Where std is learned, the encoder buys precision where a picture has detail, at a price
+that grows but with its logarithm, and the decoder then takes an error there, such as a denoiser makes, at its word.
+
 Legend: B batch, C latent channels, h w latent size.
 """
 
 from dataclasses import dataclass
+from math import log
 from typing import ClassVar
 
 import torch
@@ -26,29 +31,35 @@ START_LOG_VARIANCE = -6.0
 class KLConfig(BottleneckConfig):
     """A Gaussian posterior a position, drawn towards N(0, I) (Kingma & Welling 2014, arXiv:1312.6114)."""
 
-    TRAINED_BY: ClassVar = ("weight", "free_bits", "warmup")
+    TRAINED_BY: ClassVar = ("weight", "std", "free_bits", "warmup")
 
     weight: float = 1e-6  # of the KL, in nats per image value (LDM's convention)
+    std: float = 0.0  # of every posterior alike; 0 learns one for each position
     free_bits: float = 0.0  # nats a position, of each channel's mean over batch and positions, that cost nothing
     warmup: int = 0  # optimizer steps over which the weight rises from 0
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
             raise ValueError(f"weight {self.weight} of the KL is not a finite number of at least 0; try weight=1e-6")
+        if not 0 <= self.std < float("inf"):
+            raise ValueError(f"std {self.std} is not a finite number of at least 0; try std=0.5, or 0 to learn it")
         if not 0 <= self.free_bits < float("inf"):
             raise ValueError(f"free_bits {self.free_bits} are not a finite number of at least 0; try free_bits=0.1")
         if self.warmup < 0:
             raise ValueError(f"warmup {self.warmup} is not at least 0; try warmup=0 for none")
 
     def build(self, channels: int) -> Bottleneck:
-        return Gaussian(channels, self.weight, free_bits=self.free_bits, warmup=self.warmup)
+        return Gaussian(channels, self.weight, std=self.std, free_bits=self.free_bits, warmup=self.warmup)
 
 
 class Gaussian(Bottleneck):
-    def __init__(self, channels: int, weight: float, *, free_bits: float = 0.0, warmup: int = 0) -> None:
+    def __init__(
+        self, channels: int, weight: float, *, std: float = 0.0, free_bits: float = 0.0, warmup: int = 0
+    ) -> None:
         super().__init__()
         self.features = 2 * channels  # mean and log-variance
         self.weight, self.free_bits, self.warmup = weight, free_bits, warmup
+        self.log_variance = 2 * log(std) if std else None
 
     def forward(self, h: Tensor, pixels: int) -> Code:
         """A posterior sample z = mean + std noise, and ``weight`` KL(N(mean, std^2) || N(0, I)) per image value.
@@ -78,9 +89,11 @@ class Gaussian(Bottleneck):
         assert last.bias is not None
         last.bias[self.features // 2 :] = START_LOG_VARIANCE
 
-    @staticmethod
-    def moments(h: Tensor) -> tuple[Tensor, Tensor]:
+    def moments(self, h: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and log-variance of the posterior, both (B, C, h, w)."""
         mean, log_variance = h.float().chunk(2, dim=1)
+        if self.log_variance is not None:
+            return mean, torch.full_like(mean, self.log_variance)
         return mean, log_variance.clamp(-30.0, 20.0)
 
 

@@ -38,6 +38,22 @@ def test_samples_have_the_mean_and_variance_of_the_posterior():
     torch.testing.assert_close(z.var(dim=1), torch.tensor([exp(-1.0), exp(0.3)]), atol=0, rtol=0.03)
 
 
+def test_a_given_std_is_that_of_every_posterior_whatever_the_encoder_says():
+    h = 3 * torch.randn(1, 4, 1, 1).expand(1, 4, 200, 200)
+    bottleneck = KLConfig(1.0, std=0.4).build(2)
+    drawn = bottleneck(h, 3).z - bottleneck.mode(h)
+    torch.testing.assert_close(drawn.std(dim=(2, 3)), torch.full((1, 2), 0.4), atol=0, rtol=0.03)
+    torch.testing.assert_close(bottleneck.spread(h), torch.full((1, 2, 200, 200), 0.16))
+
+
+def test_with_a_given_std_the_kl_draws_each_mean_to_0_by_its_size():
+    h = torch.randn(2, 6, 4, 4, requires_grad=True)
+    KLConfig(0.7, std=0.4).build(3)(h, 48).penalty.backward()
+    mean, unused = h.detach().chunk(2, dim=1)
+    expected = torch.cat([0.7 / 48 / 2 * mean, torch.zeros_like(unused)], dim=1)
+    torch.testing.assert_close(h.grad, expected)
+
+
 @pytest.mark.parametrize("weight", [0.0, 1e-6, 2.0])
 def test_the_penalty_is_weight_times_kl_over_image_values(weight):
     config = AutoencoderConfig(channels=2, width=8, multipliers=[1], blocks=1, patch=4)
@@ -126,7 +142,7 @@ def test_options_of_the_training_leave_the_weights_as_they_were():
 
 
 @pytest.mark.parametrize("wrong", [-1.0, float("nan"), float("inf")])
-@pytest.mark.parametrize("name", ["weight", "free_bits"])
+@pytest.mark.parametrize("name", ["weight", "std", "free_bits"])
 def test_weights_of_the_kl_are_checked(name, wrong):
     with pytest.raises(ValueError, match=f"{name} {wrong}.*; try {name}="):
         KLConfig(**{name: wrong})

@@ -1,7 +1,6 @@
-"""How good a model's pictures are by sampler and steps, or by guidance: tables in Markdown.
+"""How good a model's pictures are by guidance and its scale: a table in Markdown.
 
-  python benchmarks/drawing.py samplers
-  python benchmarks/drawing.py guidance --classifier runs/shapes/classifier --worse runs/early/model
+    python benchmarks/guidance.py --classifier runs/shapes/classifier --worse runs/early/model
 
 Scores are those of the exact benchmark on prompts of a seed of their own. Spread is the root mean square difference of
 two pictures of the same prompt, pixels in [-1, 1]: how different they are.
@@ -15,27 +14,12 @@ from pathlib import Path
 import torch
 
 from ldm.cli import device_of, one_line_errors
-from ldm.diffusion.grids import GRIDS
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
 from ldm.folders import load_classifier, load_model, shipped_model
 from ldm.pipeline import Steer, TextToImage
 from ldm.steering import by_classifier, by_worse_model
 
-SAMPLERS = {  # what is drawn with: overrides of the model's own settings
-    "ddim": ["sampler=ddim", "sampler.eta=0"],
-    "ddim, eta 1": ["sampler=ddim", "sampler.eta=1"],
-    "euler_ancestral": ["sampler=euler_ancestral"],
-    "heun": ["sampler=heun"],
-    "plms": ["sampler=plms"],
-    "deis": ["sampler=deis"],
-    "dpm_solver 2": ["sampler=dpm_solver"],
-    "dpm_solver_pp 2": ["sampler=dpm_solver_pp"],
-    "dpm_solver_pp 3": ["sampler=dpm_solver_pp", "sampler.order=3"],
-    "dpm_solver_pp 2, SDE": ["sampler=dpm_solver_pp", "sampler.eta=1"],
-    "unipc": ["sampler=unipc"],
-}
-STEPS = (5, 10, 20, 50)
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 KINDS = {
     "interval [0.2, 0.9]": ["guidance.interval=[0.2,0.9]"],
@@ -51,7 +35,6 @@ KINDS = {
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("table", choices=["samplers", "grids", "guidance"])
     parser.add_argument("model", nargs="?", type=Path, help="a model folder; the shipped model if left out")
     parser.add_argument(
         "--prompts-per-category", type=int, default=10, metavar="N", help="10 categories; 10 if left out"
@@ -61,18 +44,11 @@ def main() -> None:
     args = parser.parse_args()
     model = load_model(args.model or shipped_model(), device_of())
     measure = Measure(model, args.prompts_per_category)
-    if args.table == "guidance":
-        head(args.table, [f"scale {scale:g}" for scale in SCALES])
-        for name, setting in {"plain": [], **KINDS}.items():
-            tell(name, [measure.both([*setting, f"guidance.scale={scale}"]) for scale in SCALES])
-        for name, steered in steers(args, model).items():
-            tell(name, [measure.both(["guidance.scale=1"], steered(scale)) for scale in SCALES])
-        return
-    head(args.table, [f"{steps} steps" for steps in STEPS])
-    solver = SAMPLERS["dpm_solver_pp 2"]
-    grids = {name: [*solver, f"grid={name}"] for name in sorted(GRIDS.keys() - {"listed"})}
-    for name, setting in (SAMPLERS if args.table == "samplers" else grids).items():
-        tell(name, [measure.score([*setting, f"sample.steps={steps}"]) for steps in STEPS])
+    head("guidance", [f"scale {scale:g}" for scale in SCALES])
+    for name, setting in {"plain": [], **KINDS}.items():
+        tell(name, [measure.both([*setting, f"guidance.scale={scale}"]) for scale in SCALES])
+    for name, steered in steers(args, model).items():
+        tell(name, [measure.both(["guidance.scale=1"], steered(scale)) for scale in SCALES])
 
 
 def head(name: str, columns: list[str]) -> None:

@@ -1,0 +1,199 @@
+"""How good a model's pictures are by sampler, or by grid, and by calls of its denoiser: Markdown tables and a figure.
+
+    python benchmarks/samplers.py --out docs/samplers.png
+    python benchmarks/samplers.py --grids --out docs/grids.png
+
+The score is that of the exact benchmark, on prompts of a seed of their own. The distance is that of the pictures from
+those of a thousand steps of the probability-flow ODE from the same noise, root mean square, pixels in [-1, 1]; samplers
+that draw noise on their way have none. Each column is a budget of calls, and each row takes the most steps that it
+allows; a guided call is one call.
+"""
+
+import argparse
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import torch
+from torch import Tensor
+
+from ldm.cli import device_of, one_line_errors
+from ldm.diffusion.grids import GRIDS
+from ldm.evaluation.benchmark import drawn_by, mark
+from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
+from ldm.folders import load_model, shipped_model
+from ldm.pipeline import TextToImage
+from ldm.sampling import Sampling
+from ldm.types import Denoise, Level, Prediction, Schedule
+
+BUDGETS = (1, 2, 4, 8, 16, 32, 50, 100)
+SOLVER = ["sampler=dpm_solver_pp", "sampler.eta=0"]
+ROWS = {  # what is drawn with: overrides of the model's own settings
+    "ddim": ["sampler=ddim"],
+    "ddim, eta 1": ["sampler=ddim", "sampler.eta=1"],
+    "ddpm": ["sampler=ddpm"],
+    "euler": ["sampler=euler"],
+    "euler_ancestral": ["sampler=euler_ancestral"],
+    "heun": ["sampler=heun"],
+    "edm": ["sampler=edm"],
+    "plms": ["sampler=plms"],
+    "ipndm": ["sampler=ipndm"],
+    "deis": ["sampler=deis"],
+    "dpm_solver": ["sampler=dpm_solver"],
+    "dpm_solver_pp": SOLVER,
+    "dpm_solver_pp, order 3": [*SOLVER, "sampler.order=3"],
+    "dpm_solver_pp, eta 1": ["sampler=dpm_solver_pp", "sampler.eta=1"],
+    "unipc": ["sampler=unipc"],
+    "euler_maruyama": ["sampler=euler_maruyama"],
+    "predictor_corrector": ["sampler=predictor_corrector"],
+    "annealed_langevin": ["sampler=annealed_langevin"],
+    "ode, 0.3": ["sampler=ode", "sampler.rtol=0.3", "sampler.atol=0.3"],
+    "ode, 0.03": ["sampler=ode", "sampler.rtol=0.03", "sampler.atol=0.03"],
+}
+
+
+@dataclass
+class Point:
+    """What one setting gave."""
+
+    calls: int  # of the denoiser, for a picture
+    score: float  # share of right pictures
+    distance: float | None  # from the solution
+    seconds: float  # for a picture
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", nargs="?", type=Path, help="a model folder; the shipped model if left out")
+    parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="the figure, .svg or .png")
+    parser.add_argument("--grids", action="store_true", help="compare ways to space the levels, not samplers")
+    parser.add_argument("--prompts-per-category", type=int, default=10, metavar="N", help="10 if left out")
+    parser.add_argument("--solution", type=int, default=1_000, metavar="STEPS", help="of the solution; 1000")
+    args = parser.parse_args()
+    measure = Measure(load_model(args.model or shipped_model(), device_of()), args.prompts_per_category, args.solution)
+    rows = {name: [*SOLVER, f"grid={name}"] for name in sorted(GRIDS.keys() - {"listed"})} if args.grids else ROWS
+    found = {name: measure.row(overrides) for name, overrides in rows.items()}
+    print(table(found, "right", lambda point: f"{100 * point.score:.0f} %"))
+    print(table(found, "distance", lambda point: "" if point.distance is None else f"{point.distance:.3f}"))
+    print(table(found, "seconds a picture", lambda point: f"{point.seconds:.3f}"))
+    figure(found, args.out)
+
+
+class Measure:
+    """Scores, distances and times of a model's pictures of a fixed set of prompts."""
+
+    def __init__(self, model: TextToImage, per_category: int, solution: int) -> None:
+        self.model = model
+        self.prompts = prompt_set(per_category, TRAINING_SEED)
+        exact = model.sampling.but(*SOLVER, "grid=uniform", f"sample.steps={solution}")
+        self.solution = torch.from_numpy(drawn_by(model, self.prompts, sampling=exact))  # (N, S, S, 3)
+
+    def row(self, overrides: list[str]) -> list[Point]:
+        """A point for each budget that allows a step, the fewest calls first."""
+        asked = self.model.sampling.but(*overrides)
+        if "sampler=ode" in overrides:  # it takes the steps that its tolerance asks for
+            return [self.point(asked)]
+        schedule = self.model.process.schedule
+        steps = {most_steps(asked, schedule, budget) for budget in BUDGETS} - {0}
+        return [self.point(asked.but(f"sample.steps={n}")) for n in sorted(steps)]
+
+    def point(self, sampling: Sampling) -> Point:
+        counter = Counter()
+        began = time.perf_counter()
+        pictures = drawn_by(self.model, self.prompts, sampling=sampling, steer=counter.steer)
+        seconds = (time.perf_counter() - began) / len(self.prompts)
+        score = mark(self.prompts, pictures).score.overall.value
+        distance = None
+        if not draws_noise(sampling, self.model.process.schedule):
+            error = (torch.from_numpy(pictures).float() - self.solution.float()) / 127.5
+            distance = error.square().mean().sqrt().item()
+        return Point(counter.most, score, distance, seconds)
+
+
+class Counter:
+    """Counts the calls of a denoiser: the most that any batch of pictures took."""
+
+    def __init__(self) -> None:
+        self.most = 0
+
+    def steer(self, denoise: Denoise, prompts: list[str]) -> Denoise:
+        """``denoise``, counted; ``prompts`` are those of the batch."""
+        calls = 0
+
+        def counted(x: Tensor, level: Level) -> Prediction:
+            nonlocal calls
+            calls += 1
+            self.most = max(self.most, calls)
+            return denoise(x, level)
+
+        return counted
+
+
+def rehearsal(sampling: Sampling, schedule: Schedule) -> tuple[int, bool]:
+    """How many calls a picture takes, and whether noise is drawn on the way: a walk over a latent of one number."""
+    counter, drawn = Counter(), 0
+
+    def noise() -> Tensor:
+        nonlocal drawn
+        drawn += 1
+        return torch.zeros(1, 1, 1, 1)
+
+    denoise = counter.steer(lambda x, level: Prediction(torch.zeros_like(x)), [])
+    sampling.sampler(denoise, torch.ones(1, 1, 1, 1), sampling.grid(schedule, sampling.sample.steps), noise)
+    return counter.most, drawn > 0
+
+
+def draws_noise(sampling: Sampling, schedule: Schedule) -> bool:
+    return rehearsal(sampling, schedule)[1]
+
+
+def most_steps(sampling: Sampling, schedule: Schedule, budget: int) -> int:
+    """The most steps that take no more than ``budget`` calls; 0 where one takes more."""
+    fitting = (n for n in range(budget, 0, -1) if _calls(sampling, schedule, n) <= budget)
+    return next(fitting, 0)
+
+
+def _calls(sampling: Sampling, schedule: Schedule, steps: int) -> int:
+    return rehearsal(sampling.but(f"sample.steps={steps}"), schedule)[0]
+
+
+def table(found: dict[str, list[Point]], name: str, cell: Callable[[Point], str]) -> str:
+    """Markdown; a row's point stands in the first column whose budget allows it, or else in the last."""
+    lines = [f"| {name} | {' | '.join(map(str, BUDGETS))} |", "|" + " --- |" * (len(BUDGETS) + 1)]
+    for row, points in found.items():
+        cells = {budget_of(point): cell(point) for point in points}
+        lines.append(f"| {row} | {' | '.join(cells.get(budget, '') for budget in BUDGETS)} |")
+    return "\n".join(lines) + "\n"
+
+
+def budget_of(point: Point) -> int:
+    return next((budget for budget in BUDGETS if point.calls <= budget), BUDGETS[-1])
+
+
+def figure(found: dict[str, list[Point]], out: Path) -> None:
+    """Score, and distance from the solution, against calls."""
+    drawn, (scores, distances) = plt.subplots(1, 2, figsize=(13, 5.5))
+    for i, (name, points) in enumerate(found.items()):
+        style = {"marker": "o", "markersize": 3, "color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
+        scores.plot([p.calls for p in points], [100 * p.score for p in points], label=name, **style)
+        near = [(p.calls, p.distance) for p in points if p.distance is not None]
+        if near:
+            distances.plot(*zip(*near, strict=True), **style)
+    distances.set_yscale("log")
+    for axes, label in ((scores, "right, per cent"), (distances, "distance from the solution")):
+        axes.set_xscale("log")
+        axes.set_xticks(BUDGETS, [str(budget) for budget in BUDGETS])
+        axes.minorticks_off()
+        axes.set(xlabel="calls of the denoiser", ylabel=label)
+        axes.grid(alpha=0.3)
+    drawn.legend(*scores.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
+    drawn.tight_layout(rect=(0, 0, 0.86, 1))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    drawn.savefig(out)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

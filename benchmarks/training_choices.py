@@ -1,0 +1,90 @@
+"""What the target, the weight, the schedule and the times of a denoiser's training are worth: a table in Markdown.
+
+    make demo
+    python benchmarks/training_choices.py --base runs/demo --config configs/demo.yaml train_ldm.steps=600
+
+Each row trains a denoiser from scratch, all of them on the same latents, for the same steps with the same seed, with
+one thing changed. The score is that of the exact benchmark, on the prompts that pictures of the run's world can fulfil,
+with a 95 % interval. A row that is there already is not trained again.
+"""
+
+import argparse
+from pathlib import Path
+
+from ldm.cli import device_of, one_line_errors
+from ldm.config import load
+from ldm.evaluation.benchmark import drawn_by, mark
+from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
+from ldm.folders import load_model
+from ldm.run import Run
+from ldm.stages import train_ldm
+from ldm.training.log import read
+
+GIVEN = ("autoencoder", "text", "cache")  # the stages that all rows share
+EPS = ["process.target=eps", "schedule.max_beta=0.999"]  # x0 cannot be told from noise where no signal is left
+ROWS = {  # name: overrides of the configuration
+    "as configured": [],
+    "target eps": EPS,
+    "target x0": ["process.target=x0"],
+    "target flow, schedule flow": ["process.target=flow", "schedule=flow"],
+    "target edm": ["process.target=edm"],
+    "target eps, weight min_snr": [*EPS, "weight=min_snr"],
+    "weight min_snr": ["weight=min_snr"],
+    "weight p2": ["weight=p2"],
+    "weight sigmoid": ["weight=sigmoid"],
+    "weight vlb": ["weight=vlb"],
+    "schedule cosine, shift 1": ["schedule.shift=1"],
+    "schedule cosine, shift 4": ["schedule.shift=4"],
+    "schedule linear": ["schedule=linear"],
+    "schedule scaled_linear": ["schedule=scaled_linear"],
+    "schedule sigmoid": ["schedule=sigmoid"],
+    "times logit_normal": ["times=logit_normal"],
+    "times importance": ["times=importance"],
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="laid over the configuration of every row")
+    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--base", type=Path, required=True, metavar="RUN", help="whose latents and text are used")
+    parser.add_argument("--out", type=Path, default=Path("runs/choices"), metavar="FOLDER")
+    parser.add_argument("--prompts-per-category", type=int, default=50, metavar="N", help="before those are left out")
+    args = parser.parse_args()
+    print("| changed | right | loss: its own caption / another's |\n| --- | --- | --- |")
+    for name, changes in ROWS.items():
+        folder = args.out / name.replace(" ", "_").replace(",", "")
+        run = load(Run, args.config, [*args.overrides, f"out={folder}", *changes])
+        print(f"| {name} | {row(run, args.base, args.prompts_per_category)} |", flush=True)
+
+
+def row(run: Run, base: Path, per_category: int) -> str:
+    """The score of the denoiser of ``run``, trained here, and its losses, which compare within a target and schedule.
+
+    Raises:
+        ValueError: ``base`` lacks a stage.
+    """
+    share(base, Path(run.out))
+    model = load_model(train_ldm(run, device_of()), device_of())
+    prompts = [p for p in prompt_set(per_category, TRAINING_SEED) if run.data.holds(p.statement)]
+    score = mark(prompts, drawn_by(model, prompts)).score.overall
+    low, high = score.interval
+    log = read(Path(run.out) / "training" / "denoiser" / "log.jsonl")
+    last = [line for line in log if "val_loss" in line][-1]
+    losses = f"{last['val_loss']:.3f} / {last['val_loss_shuffled']:.3f}"
+    return f"{100 * score.value:.0f} % of {score.total} ({100 * low:.0f} to {100 * high:.0f}) | {losses}"
+
+
+def share(base: Path, out: Path) -> None:
+    """Link the given stages of ``base`` into the run's folder."""
+    out.mkdir(parents=True, exist_ok=True)
+    for stage in GIVEN:
+        if not (base / stage).is_dir():
+            raise ValueError(f"{base} has no {stage}; run `make demo`, or give a run that has all of {GIVEN}")
+        if not (out / stage).exists():
+            (out / stage).symlink_to((base / stage).resolve(), target_is_directory=True)
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()
