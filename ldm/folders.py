@@ -16,7 +16,7 @@ from math import isclose
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_yaml
@@ -84,7 +84,7 @@ def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
 
 def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: str) -> None:
     """Raise ValueError unless the latents and noise levels of ``whose`` network are those of ``model``."""
-    if autoencoder != fingerprint(model.autoencoder):
+    if autoencoder != latent_fingerprint(model.autoencoder):
         raise ValueError(f"{whose} was trained on the latents of another autoencoder; train one for this model")
     for t in (0.1, 0.5, 0.9):
         for a, b in zip(schedule.level(t), model.process.schedule.level(t), strict=True):
@@ -94,11 +94,20 @@ def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: 
 
 def fingerprint(network: nn.Module) -> str:
     """A short hash of all weights and buffers."""
+    return _hash(network.state_dict())
+
+
+def _hash(state: dict[str, Tensor]) -> str:
     digest = sha256()
-    for key, value in sorted(network.state_dict().items()):
+    for key, value in sorted(state.items()):
         digest.update(key.encode())
         digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
     return digest.hexdigest()[:16]
+
+
+def latent_fingerprint(autoencoder: Autoencoder) -> str:
+    """A short hash of all that its latents depend on: of everything but the decoder, which may be trained further."""
+    return _hash({key: value for key, value in autoencoder.state_dict().items() if not key.startswith("decoder.")})
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Autoencoder, Run]:

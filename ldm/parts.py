@@ -10,7 +10,7 @@ from torch import nn
 from ldm.autoencoders import Autoencoder
 from ldm.config import load
 from ldm.files import check_folder, load_weights
-from ldm.folders import CONFIG, fingerprint, load_autoencoder, load_text, shipped_model
+from ldm.folders import CONFIG, latent_fingerprint, load_autoencoder, load_text, shipped_model
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipText
 
@@ -36,7 +36,7 @@ def start_denoiser(base: Path, network: nn.Module, autoencoder: Autoencoder) -> 
         ValueError: the base is no whole model, or its denoiser is of another shape or of another autoencoder.
     """
     check_folder(base)
-    if fingerprint(load_autoencoder(base / "autoencoder")[0]) != fingerprint(autoencoder):
+    if latent_fingerprint(load_autoencoder(base / "autoencoder")[0]) != latent_fingerprint(autoencoder):
         raise ValueError(f"base {base} has another autoencoder: its denoiser knows other latents; use the base's own")
     load_weights(network, base / "denoiser.safetensors")
     print(f"the denoiser starts from {base}")

@@ -29,6 +29,7 @@ class Run(Sampling):
     sample: SampleConfig = section(SampleConfig, steps=50)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
+    decoder_only: bool = False  # train no encoder: the base's latents, and denoisers of them, go on being right
     data: Any = choice(DATASETS, "shapes", length=150_000)
     autoencoder: AutoencoderConfig = section(
         AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"
@@ -82,6 +83,8 @@ class Run(Sampling):
         return Sampling(self.sampler, self.grid, self.guidance, self.sample)
 
     def __post_init__(self) -> None:
+        if self.decoder_only and not self.base:
+            raise ValueError("decoder_only needs a base whose encoder it keeps; give base=MODEL")
         schedule = self.schedule.build()
         noisiest = schedule.level(1.0)
         a, b = (float(part) for part in TARGETS[self.process.target](noisiest))

@@ -28,7 +28,15 @@ from ldm.denoisers.classifier import Classifier
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
 from ldm.files import whole_folder
-from ldm.folders import build_denoiser, fingerprint, save_autoencoder, save_classifier, save_model, save_text
+from ldm.folders import (
+    build_denoiser,
+    fingerprint,
+    latent_fingerprint,
+    save_autoencoder,
+    save_classifier,
+    save_model,
+    save_text,
+)
 from ldm.parts import frozen_stages, start_autoencoder, start_denoiser
 from ldm.pipeline import TextToImage
 from ldm.run import Run
@@ -52,6 +60,7 @@ def train_autoencoder(run: Run, device: torch.device) -> Path:
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
     if run.base and not saved(_training(run, AutoencoderTask.name) / "state"):
         start_autoencoder(run, network)
+    network.encoder.requires_grad_(not run.decoder_only)
     data = run.data.build("train"), run.data.build("val")
 
     def save(net: Autoencoder) -> None:
@@ -103,7 +112,7 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     dropout, prompts = run.process.text_dropout, scored_prompts(run)
     task = DenoiserTask(model, objective, train_data, val, config, save, text_dropout=dropout, prompts=prompts)
     made_from = {
-        "autoencoder": fingerprint(autoencoder),
+        "autoencoder": latent_fingerprint(autoencoder),
         "text encoder": fingerprint(text),
         "schedule": str(run.schedule),
         "process": str(run.process),
@@ -121,7 +130,7 @@ def train_classifier(run: Run, device: torch.device) -> Path:
     run, autoencoder, _ = frozen_stages(run, device)
     network = run.classifier.build(autoencoder.channels)
     data, schedule = (run.data.build("train"), run.data.build("val")), run.schedule.build()
-    made_from = {"autoencoder": fingerprint(autoencoder), "schedule": str(run.schedule)}
+    made_from = {"autoencoder": latent_fingerprint(autoencoder), "schedule": str(run.schedule)}
 
     def save(net: Classifier) -> None:
         save_classifier(net, run, made_from["autoencoder"], folder)
@@ -174,7 +183,7 @@ def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any)
         raise ValueError("a stream has no end and cannot be cached; set cache.use=never, or use data.name=shards")
     folder = Path(run.out) / "cache"
     made_from = {
-        "autoencoder": fingerprint(autoencoder),
+        "autoencoder": latent_fingerprint(autoencoder),
         "text encoder": fingerprint(text),
         "data set": data.fingerprint(),
     }

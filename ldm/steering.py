@@ -7,7 +7,7 @@ from torch.nn.functional import logsigmoid
 from ldm.denoisers.classifier import Classifier, present
 from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guidance
 from ldm.diffusion.process import unit
-from ldm.folders import check_same, fingerprint
+from ldm.folders import check_same, latent_fingerprint
 from ldm.pipeline import Steer, TextToImage
 from ldm.types import Denoise, Level
 
@@ -36,7 +36,7 @@ def by_worse_model(model: TextToImage, worse: TextToImage, scale: float) -> Stee
     Raises:
         ValueError: the worse model knows other latents or other noise levels.
     """
-    check_same(model, fingerprint(worse.autoencoder), worse.process.schedule, "the worse model")
+    check_same(model, latent_fingerprint(worse.autoencoder), worse.process.schedule, "the worse model")
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
         null = worse.text([""]).to(worse.device).repeat(len(prompts))

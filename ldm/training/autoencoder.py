@@ -80,10 +80,14 @@ class AutoencoderTask:
         """Nothing: the validation figures say it."""
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
-        """Save with the latents' mean and std over some thousand training images in the weights."""
+        """Save with the latents' mean and std over some thousand training images in the weights.
+
+        An encoder that is not trained keeps those that it came with, to the last bit.
+        """
         assert isinstance(network, Autoencoder)
-        data = first_batches(self.train, self.config.batch, MEASURED)
-        network.measure(batch.image.to(self.device) for batch in data)
+        if any(parameter.requires_grad for parameter in self.network.encoder.parameters()):
+            data = first_batches(self.train, self.config.batch, MEASURED)
+            network.measure(batch.image.to(self.device) for batch in data)
         self.save(network)
 
     def _mode(self, image: Tensor) -> Tensor:

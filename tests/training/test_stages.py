@@ -13,7 +13,7 @@ from ldm.data.loader import first_batches
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.prompts import CATEGORIES, prompt_set
 from ldm.files import BrokenFile, read_tensors
-from ldm.folders import load_classifier, load_model
+from ldm.folders import load_autoencoder, load_classifier, load_model
 from ldm.parts import frozen_stages
 from ldm.run import Run
 from ldm.stages import (
@@ -351,3 +351,21 @@ def test_the_prompts_that_choose_the_best_model_are_not_those_of_the_benchmark(t
     chosen = [prompt.text for prompt in scored_prompts(load(Run, None, [*tiny, *config]))]
     judged = [prompt.text for prompt in prompt_set(50)]
     assert sum(a == b for a, b in zip(chosen, judged, strict=True)) < 100
+
+
+def test_a_decoder_trained_alone_keeps_the_latents_to_the_last_bit_and_so_their_denoisers(trained, tiny, tmp_path):
+    out = tmp_path / "run"
+    settings = [*tiny, f"out={out}", f"base={trained.out}/model", "decoder_only=true"]
+    train_autoencoder(load(Run, None, settings), CPU)
+    before, after = (load_autoencoder(Path(folder, "autoencoder"))[0] for folder in (trained.out, out))
+    image = torch.rand(2, 3, 64, 64) * 2 - 1
+    assert torch.equal(before.encode(image), after.encode(image))
+    assert not torch.equal(before.decode(before.encode(image)), after.decode(after.encode(image)))
+    shutil.copytree(Path(trained.out, "cache"), out / "cache")
+    shutil.copytree(Path(trained.out, "text"), out / "text")
+    train_ldm(load(Run, None, [*settings, "cache.use=always"]), CPU)  # neither cache nor base is refused
+
+
+def test_a_decoder_cannot_be_trained_alone_without_the_encoder_that_it_is_for():
+    with pytest.raises(ValueError, match="decoder_only needs a base.*base=MODEL"):
+        load(Run, None, ["decoder_only=true"])
