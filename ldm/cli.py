@@ -5,6 +5,8 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,6 +15,8 @@ from ldm.config import load, to_yaml
 from ldm.pipeline import DTYPES
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
+from ldm.training.signals import Terminated, terminating
+from ldm.training.start import Start
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ...; the GPU if there is one when left out"
 SHORT = {  # options of their own for what is asked for most
@@ -55,8 +59,8 @@ def given_sampling(args: argparse.Namespace) -> list[str]:
     return [*given, *args.set]
 
 
-def run_script(stage: str, script: str, description: str, call: Callable[[Run, torch.device], object]) -> None:
-    """Parse the options of a training script, then ``call`` it with the run and the device."""
+def run_script(stage: str, script: str, description: str, call: Callable[[Run, torch.device, Start], object]) -> None:
+    """Parse the options of a training script, then ``call`` it with the run, the device and what else was asked."""
     parser = argparse.ArgumentParser(
         prog=f"python scripts/{script}",
         description=description,
@@ -66,6 +70,10 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a value of the configuration")
     parser.add_argument("--config", metavar="FILE", help="a YAML file, see configs/; the shapes run when left out")
     parser.add_argument("--device", default="", help=DEVICE_HELP)
+    parser.add_argument(
+        "--dry-run", action="store_true", help="try a few steps, tell what the run will take, and leave"
+    )
+    parser.add_argument("--resume-changed", action="store_true", help="go on from a checkpoint of other settings")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and leave")
     args = parser.parse_intermixed_args()
     with one_line_errors():
@@ -73,19 +81,31 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
         if args.print_config:
             print(to_yaml(run), end="")
             return
-        made = call(run, device_of(args.device))
-        print(f"written to {made}")
+        device = device_of(args.device)
+        if args.dry_run:
+            with TemporaryDirectory(prefix="ldm-dry-run-") as scratch:
+                call(run, device, Start(scratch=Path(scratch)))
+            print("a dry run: nothing was written")
+        else:
+            print(f"written to {call(run, device, Start(resume_changed=args.resume_changed))}")
 
 
 @contextmanager
 def one_line_errors() -> Iterator[None]:
-    """A mistake of the user's ends the program with one line and status 2; a fault of ours keeps its traceback."""
+    """A mistake of the user's ends the program with one line and status 2; a fault of ours keeps its traceback.
+
+    Ctrl-C and SIGTERM end it with status 130 and 143, after everything half-written has been removed.
+    """
     try:
-        yield
+        with terminating():
+            yield
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         sys.exit(130)
-    except (ValueError, OSError) as error:
+    except Terminated:
+        print("terminated", file=sys.stderr)
+        sys.exit(143)
+    except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
         sys.exit(2)
 

@@ -6,10 +6,14 @@ Nothing is pickled.
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from errno import EDQUOT, EFBIG, ENOSPC
+from glob import escape
 from hashlib import sha256
 from pathlib import Path
+from tempfile import TemporaryFile
 
 import torch
 from safetensors import SafetensorError
@@ -17,6 +21,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+FULL = (ENOSPC, EDQUOT, EFBIG)  # no room left, in three words
+PROBE = 1 << 16  # bytes that a folder must take to count as one that can be written to
 
 
 class BrokenFile(ValueError):
@@ -28,11 +34,12 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     """A staging folder to fill; on leaving, it gets a manifest of hashes and is renamed to ``folder``.
 
     ``folder`` so is complete or not there, and an existing one is replaced only by a complete one: it is moved aside
-    first, so that a process killed between the two renames leaves it as ``.NAME.PID.old``. Where the filling fails, the
-    staging folder is removed and ``folder`` stays as it was.
+    first, and where the process is killed between the two renames, ``settled`` puts it back. Where the filling fails,
+    the staging folder is removed and ``folder`` stays as it was.
     """
+    settled(folder)
+    sweep(folder.parent, escape(folder.name))
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    shutil.rmtree(staged, ignore_errors=True)
     staged.mkdir(parents=True)
     try:
         yield staged
@@ -43,21 +50,60 @@ def whole_folder(folder: Path) -> Iterator[Path]:
             if path.is_file():
                 path.chmod(0o666 & ~_umask())  # safetensors writes mode 0600
             _sync(path)
-        if folder.exists():
-            old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
-            folder.rename(old)
-            try:
-                staged.rename(folder)
-            except BaseException:
-                old.rename(folder)
-                raise
-            shutil.rmtree(old)
-        else:
-            staged.rename(folder)
-        _sync(folder.parent)
-    except BaseException:
+        _replace(folder, staged)
+    except BaseException as error:
         shutil.rmtree(staged, ignore_errors=True)
+        if isinstance(error, OSError) and error.errno in FULL:
+            raise OSError(f"{folder} cannot be written ({error}); free disk space: nothing else was lost") from error
         raise
+
+
+def _replace(folder: Path, staged: Path) -> None:
+    """Rename ``staged`` to ``folder``; one that is there is moved aside first, and removed in the end."""
+    old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
+    replaced = folder.exists()
+    if replaced:
+        folder.rename(old)
+    try:
+        staged.rename(folder)
+    except BaseException:
+        if replaced and not folder.exists():
+            old.rename(folder)
+        raise
+    _sync(folder.parent)
+    if replaced:
+        shutil.rmtree(old)
+
+
+def settled(folder: Path) -> bool:
+    """Whether ``folder`` is there; one that a killed process had moved aside to replace it is put back first."""
+    left = [] if folder.is_dir() else _leftovers(folder.parent, escape(folder.name), "old")
+    if left:
+        time.sleep(0.2)  # a living process takes microseconds between its renames
+        with suppress(OSError):  # it was a living one: the folder is there now
+            left[-1].rename(folder)
+    return folder.is_dir()
+
+
+def sweep(parent: Path, names: str) -> None:
+    """Remove what killed processes have left of the folders in ``parent`` whose names fit the pattern ``names``."""
+    for path in [*_leftovers(parent, names, "partial"), *_leftovers(parent, names, "old")]:
+        shutil.rmtree(path, ignore_errors=True)
+
+
+def _leftovers(parent: Path, names: str, kind: str) -> list[Path]:
+    return sorted(parent.glob(f".{names}.[0-9]*.{kind}"))
+
+
+def make_writable(folder: Path) -> None:
+    """Make ``folder`` where it is not there; OSError where it takes no file of ``PROBE`` bytes."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder) as file:
+            file.write(bytes(PROBE))
+    except OSError as error:
+        reason = error.strerror or error
+        raise OSError(f"{folder} takes no file ({reason}); free space there, or name another folder") from error
 
 
 def check_folder(folder: Path) -> None:
@@ -66,6 +112,7 @@ def check_folder(folder: Path) -> None:
     Raises:
         BrokenFile: a file is missing or its hash is another.
     """
+    settled(folder)
     try:
         hashes = dict(json.loads((folder / MANIFEST).read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -93,7 +140,10 @@ def save_tensors(tensors: dict[str, Tensor], path: Path, dtype: torch.dtype | No
         key: (value.to(dtype) if dtype and value.is_floating_point() else value).detach().cpu().contiguous()
         for key, value in tensors.items()
     }
-    save_file(kept, path)
+    try:
+        save_file(kept, path)
+    except SafetensorError as error:  # it says so of a full disk too
+        raise OSError(f"{path} cannot be written ({error}); free disk space: nothing else was lost") from error
 
 
 def load_weights(network: torch.nn.Module, source: Path) -> None:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_yaml
 from ldm.denoisers.classifier import Classifier
-from ldm.files import BrokenFile, check_folder, load_weights, save_tensors, whole_folder
+from ldm.files import BrokenFile, check_folder, load_weights, save_tensors, settled, whole_folder
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.text.clip import ClipText
@@ -135,7 +135,7 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     Raises:
         BrokenFile: there is no model, or a file is missing, damaged or of another shape.
     """
-    if not (folder / CONFIG).is_file():
+    if not settled(folder) or not (folder / CONFIG).is_file():
         raise BrokenFile(f"{folder} is not a model folder: it has no {CONFIG}; train one with scripts/train_ldm.py")
     check_folder(folder)
     run = load(Run, folder / CONFIG)

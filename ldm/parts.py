@@ -9,7 +9,7 @@ from torch import nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load
-from ldm.files import check_folder, load_weights
+from ldm.files import check_folder, load_weights, settled
 from ldm.folders import CONFIG, latent_fingerprint, load_autoencoder, load_text, shipped_model
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipText
@@ -56,7 +56,7 @@ def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, Cli
 
 def _stage(run: Run, name: str, script: str) -> Path:
     folder = Path(run.out) / name
-    if folder.is_dir():
+    if settled(folder):
         return folder
     base = Path(run.base) if run.base else shipped_model()
     whose = f"{base}'s" if run.base else "the shipped model's"

@@ -10,6 +10,8 @@ A stage that the run has not trained is taken from the base model, or else from 
 asks for the same network, and it is said so.
 """
 
+import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +29,7 @@ from ldm.data.shapes import ShapesConfig
 from ldm.denoisers.classifier import Classifier
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
-from ldm.files import whole_folder
+from ldm.files import settled, whole_folder
 from ldm.folders import (
     build_denoiser,
     fingerprint,
@@ -49,11 +51,13 @@ from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.loop import Task, Trainer
 from ldm.training.optim import TrainConfig
+from ldm.training.preflight import check_disk, in_bytes, in_time, preflight
+from ldm.training.start import PLAIN, UNREAD, Start
 
 VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
 
 
-def train_autoencoder(run: Run, device: torch.device) -> Path:
+def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the first stage; returns its folder."""
     config, folder = run.train_autoencoder, Path(run.out) / "autoencoder"
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
@@ -67,11 +71,11 @@ def train_autoencoder(run: Run, device: torch.device) -> Path:
         save_autoencoder(net, run, folder)
 
     task = AutoencoderTask(network, run.reconstruction, run.robustness, *data, config, save)
-    _train(task, config, run, device, {"norm": run.autoencoder.norm})  # weights of either norm would load
+    _train(task, config, run, device, {"norm": run.autoencoder.norm}, start)  # weights of either norm would load
     return folder
 
 
-def train_clip(run: Run, device: torch.device) -> Path:
+def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train a text encoder of the run's own sizes on image-caption pairs; returns its folder."""
     config, folder = run.train_clip, Path(run.out) / "text"
     torch.manual_seed(config.seed)
@@ -79,11 +83,11 @@ def train_clip(run: Run, device: torch.device) -> Path:
     vocabulary = Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))
     print(f"a vocabulary of {len(vocabulary)} tokens")
     task = ClipTask(run.text, vocabulary, run.data.size, *data, config, lambda text: save_text(text, folder))
-    _train(task, config, run, device, {})
+    _train(task, config, run, device, {}, start)
     return folder
 
 
-def train_ldm(run: Run, device: torch.device) -> Path:
+def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
     config, folder = run.train_ldm, Path(run.out) / "model"
     torch.manual_seed(config.seed)
@@ -92,7 +96,9 @@ def train_ldm(run: Run, device: torch.device) -> Path:
     network = build_denoiser(run, autoencoder, text).to(device)
     if run.base and not saved(_training(run, DenoiserTask.name) / "state"):
         start_denoiser(Path(run.base), network, autoencoder)
-    if cache_pays(run, train_data):
+    if start.scratch and cache_pays(run, train_data):
+        train_data = cache_a_few(run, autoencoder, text, train_data, start.scratch)
+    elif cache_pays(run, train_data):
         with PartialState(cpu=device.type == "cpu").main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
@@ -119,11 +125,11 @@ def train_ldm(run: Run, device: torch.device) -> Path:
         "weight": str(run.weight),
         "distribution of times": str(run.times),
     }
-    _train(task, config, run, device, made_from)
+    _train(task, config, run, device, made_from, start)
     return folder
 
 
-def train_classifier(run: Run, device: torch.device) -> Path:
+def train_classifier(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train a classifier of the noised latents of the run's autoencoder; returns its folder."""
     config, folder = run.train_classifier, Path(run.out) / "classifier"
     torch.manual_seed(config.seed)
@@ -136,7 +142,7 @@ def train_classifier(run: Run, device: torch.device) -> Path:
         save_classifier(net, run, made_from["autoencoder"], folder)
 
     task = ClassifierTask(network, autoencoder, schedule, *data, config, save)
-    _train(task, config, run, device, {**made_from, "list of words": str(run.classifier.words)})
+    _train(task, config, run, device, {**made_from, "list of words": str(run.classifier.words)}, start)
     return folder
 
 
@@ -149,11 +155,26 @@ def scored_prompts(run: Run) -> list[Prompt]:
     return [prompt for prompt in prompts if run.data.holds(prompt.statement)]
 
 
-def _train(task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str]) -> None:
+def _train(
+    task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str], start: Start
+) -> None:
     trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
     print(f"{task.name}: {trained / 1e6:.2f} M parameters")
-    folder = _training(run, task.name)
-    Trainer(task, config, folder, described=to_yaml(run), made_from=made_from, device=device).run()
+    others = {name for name, value in vars(run).items() if isinstance(value, TrainConfig) and value is not config}
+    make = partial(
+        Trainer,
+        task,
+        config,
+        described=to_yaml(run),
+        made_from=made_from,
+        device=device,
+        start=start,
+        unread=UNREAD[task.name] | others,
+    )
+    if start.scratch:
+        print(preflight(make, start.scratch, Path(run.out)))
+    else:
+        make(_training(run, task.name)).run()
 
 
 def _training(run: Run, stage: str) -> Path:
@@ -164,7 +185,7 @@ def cache_pays(run: Run, data: Any) -> bool:
     """Whether to train from a cache: if asked to, if there is one, or if each image, always the same, is met once."""
     if run.cache.use != "auto":
         return run.cache.use == "always"
-    if (Path(run.out) / "cache" / DESCRIPTION).exists():
+    if _has_cache(run):
         return True
     if isinstance(data, IterableDataset) or not data.fixed:
         return False
@@ -187,18 +208,52 @@ def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any)
         "text encoder": fingerprint(text),
         "data set": data.fingerprint(),
     }
-    if (folder / DESCRIPTION).exists():
+    if _has_cache(run):
         check_cache(folder, made_from)
         print(f"latents: the cache in {folder} matches and is used again")
-        return LatentDataset(folder)
+    else:
+        with whole_folder(folder) as staged:
+            _encode_into(staged, run, autoencoder, text, data, made_from, len(data))
+    return LatentDataset(folder)
+
+
+def cache_a_few(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any, scratch: Path) -> LatentDataset:
+    """A cache of the first step's number of samples, in ``scratch``; tells what a whole one takes.
+
+    Where the run has its cache already, that is checked and taken.
+
+    Raises:
+        ValueError: a whole one has no room on the run's disk.
+    """
+    if _has_cache(run) or isinstance(data, IterableDataset):
+        return cache_latents(run, autoencoder, text, data)
+    folder, count = scratch / "cache", min(run.train_ldm.batch * run.train_ldm.accumulate, len(data))
+    folder.mkdir()
+    began = time.perf_counter()
+    _encode_into(folder, run, autoencoder, text, data, {}, count)
+    share = len(data) / count
+    size = int(share * sum(path.stat().st_size for path in folder.iterdir()))
+    seconds = share * (time.perf_counter() - began)
+    print(f"the latent cache would take about {in_bytes(size)} and {in_time(seconds)} (from {count} of {len(data)})")
+    check_disk(size, Path(run.out), "the latent cache", "cache.use=never does without")
+    return LatentDataset(folder)
+
+
+def _has_cache(run: Run) -> bool:
+    folder = Path(run.out) / "cache"
+    return settled(folder) and (folder / DESCRIPTION).exists()
+
+
+def _encode_into(
+    folder: Path, run: Run, autoencoder: Autoencoder, text: ClipText, data: Any, made_from: dict[str, str], count: int
+) -> None:
+    """Write the cache of the first ``count`` samples of ``data`` into the empty ``folder``."""
     device = next(autoencoder.parameters()).device
 
     def encode(images: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
             return autoencoder.encode(images.to(device))
 
-    samples = first_batches(data, run.cache.batch, len(data), workers=run.train_ldm.workers)
-    bar = tqdm(samples, desc="latents", total=-(-len(data) // run.cache.batch), unit="batch", dynamic_ncols=True)
-    with whole_folder(folder) as staged:
-        write_cache(staged, iter(bar), encode, text, made_from, run.cache)
-    return LatentDataset(folder)
+    samples = first_batches(data, run.cache.batch, count, workers=run.train_ldm.workers)
+    bar = tqdm(samples, desc="latents", total=-(-count // run.cache.batch), unit="batch", dynamic_ncols=True)
+    write_cache(folder, iter(bar), encode, text, made_from, run.cache)

@@ -6,12 +6,16 @@ import torch
 
 from ldm.cli import run_script
 from ldm.run import Run
-from ldm.stages import cache_latents, frozen_stages
+from ldm.stages import cache_a_few, cache_latents, frozen_stages
+from ldm.training.start import Start
 
 
-def cache(run: Run, device: torch.device) -> Path:
+def cache(run: Run, device: torch.device, start: Start) -> Path:
     run, autoencoder, text = frozen_stages(run, device)
-    return cache_latents(run, autoencoder, text, run.data.build("train")).folder
+    data = run.data.build("train")
+    if start.scratch:
+        return cache_a_few(run, autoencoder, text, data, start.scratch).folder
+    return cache_latents(run, autoencoder, text, data).folder
 
 
 if __name__ == "__main__":

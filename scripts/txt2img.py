@@ -5,7 +5,6 @@ import sys
 import time
 from hashlib import sha256
 from pathlib import Path
-from tempfile import TemporaryFile
 
 import torch
 from tqdm import tqdm
@@ -13,6 +12,7 @@ from tqdm import tqdm
 from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
 from ldm.config import from_dict, to_dict
 from ldm.data.transforms import to_images
+from ldm.files import make_writable
 from ldm.folders import load_classifier, load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
 from ldm.pictures import grid
@@ -56,9 +56,7 @@ def main() -> None:
     model = load_model(folder, device_of(args.device))
     sampling, size, seed = settle(args, given, again, model)
     model.latent_size(size)  # refuses a size that does not fit before anything is drawn
-    args.outdir.mkdir(parents=True, exist_ok=True)
-    with TemporaryFile(dir=args.outdir):
-        pass  # a folder that takes no file is noticed here, before anything is drawn
+    make_writable(args.outdir)  # a folder that takes no file is noticed here, before anything is drawn
     number = next_number(args.outdir)
     digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()[:10]
     if again is not None and again.model_hash != digest:

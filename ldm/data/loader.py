@@ -47,22 +47,23 @@ def batches(
         dataset.epoch = start  # type: ignore[attr-defined]  # a resumed run shuffles anew
         loader = _loader(dataset, workers, batch_size=batch, drop_last=True)
         while True:
-            yield from loader
+            yield from _read(loader, workers)
     sampler = StepSampler(len(dataset), batch, seed=seed, start=start, rank=rank, world=world)
-    yield from _loader(dataset, workers, batch_sampler=sampler)
+    yield from _read(_loader(dataset, workers, batch_sampler=sampler), workers)
 
 
 def first_batches(dataset: Any, batch: int, count: int, workers: int = 0) -> Iterator[Any]:
     """The first ``count`` samples, or all where there are fewer, in order and as in epoch 0, batches of ``batch``."""
     if isinstance(dataset, IterableDataset):
-        for loaded in _loader(dataset, workers, batch_size=batch):
+        for loaded in _read(_loader(dataset, workers, batch_size=batch), workers):
             yield Batch(loaded.image[:count], loaded.captions[:count])
             count -= len(loaded.captions)
             if count <= 0:
                 return
         return
     keys = [Key(0, index) for index in range(min(count, len(dataset)))]
-    yield from _loader(dataset, workers, batch_sampler=[keys[i : i + batch] for i in range(0, len(keys), batch)])
+    parts = [keys[i : i + batch] for i in range(0, len(keys), batch)]
+    yield from _read(_loader(dataset, workers, batch_sampler=parts), workers)
 
 
 def _loader(dataset: Any, workers: int, **order: Any) -> DataLoader[Any]:
@@ -76,6 +77,28 @@ def _loader(dataset: Any, workers: int, **order: Any) -> DataLoader[Any]:
         multiprocessing_context="forkserver" if workers and sys.platform != "win32" else None,
         **order,
     )
+
+
+def _read(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
+    """What ``loader`` gives; a worker that died, or an error in one, is told in one line.
+
+    Raises:
+        ChildProcessError: a worker was killed.
+    """
+    try:
+        yield from loader
+    except RuntimeError as error:
+        if not str(error).startswith("DataLoader worker"):
+            raise
+        raise ChildProcessError(
+            f"one of {workers} loader workers was killed, most often because memory ran out "
+            f"({' '.join(str(error).split())}); try fewer workers, a smaller batch, or workers=0"
+        ) from error
+    except (ValueError, OSError) as error:
+        if not str(error).startswith("Caught "):
+            raise
+        last = str(error).strip().splitlines()[-1]  # after the traceback of the worker
+        raise type(error)(last.partition(": ")[2]) from error
 
 
 def _leave_interrupts_to_the_parent(_: int) -> None:

@@ -5,10 +5,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm.files import BrokenFile, check_folder, save_tensors, whole_folder
+from ldm.files import BrokenFile, check_folder, save_tensors, sweep, whole_folder
 
 PREFIX = "step-"
 
@@ -18,6 +18,7 @@ def save_state(
 ) -> None:
     """Write ``folder``/step-N, one safetensors file for each of ``tensors``; then drop all but the newest ``keep``."""
     folder.mkdir(parents=True, exist_ok=True)
+    sweep(folder, f"{PREFIX}*")
     with whole_folder(folder / f"{PREFIX}{step:08d}") as staged:
         for name, part in tensors.items():
             save_tensors(part, staged / f"{name}.safetensors")
@@ -43,17 +44,31 @@ def newest(folder: Path, warn: Any = print) -> Path | None:
     return None
 
 
-def optimizer_tensors(opt: Optimizer) -> dict[str, Tensor]:
-    """The optimizer's state as flat tensors "<parameter number>.<name>"; its settings come from the configuration."""
-    state = opt.state_dict()["state"]
-    parts = ((f"{i}.{name}", value) for i, part in state.items() for name, value in part.items())
+def optimizer_tensors(opt: Optimizer, network: nn.Module) -> dict[str, Tensor]:
+    """The optimizer's state as flat tensors "<parameter>.<name>"; its settings come from the configuration.
+
+    By the parameters' names in ``network``, not their places: a network put together in another order takes them too.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+    parts = ((f"{names[p]}.{name}", value) for p, part in opt.state.items() for name, value in part.items())
     return {name: value for name, value in parts if isinstance(value, Tensor)}
 
 
-def load_optimizer(opt: Optimizer, tensors: dict[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` gave."""
+def load_optimizer(opt: Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put back what ``optimizer_tensors`` gave.
+
+    Raises:
+        BrokenFile: they are of a parameter that is not here.
+    """
+    names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
+    places = {names[p]: i for i, p in enumerate(p for group in opt.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        number, _, name = key.partition(".")
-        state.setdefault(int(number), {})[name] = value
+        parameter, _, name = key.rpartition(".")
+        if parameter not in places and not parameter.isdigit():
+            raise BrokenFile(
+                f"the optimizer's state is of '{parameter}', which is no trained parameter of this network"
+            )
+        place = places[parameter] if parameter in places else int(parameter)  # a number: of before there were names
+        state.setdefault(place, {})[name] = value
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from contextlib import nullcontext
 from functools import partial
 from math import inf
@@ -11,18 +11,20 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from accelerate import Accelerator
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from ldm.evaluation.text_use import BAND
 from ldm.files import load_weights, read_tensors
 from ldm.training import checkpoint
+from ldm.training.engine import accelerator
+from ldm.training.guards import Spikes, all_finite, culprit
 from ldm.training.log import Log, draw_curves, read
-from ldm.training.optim import TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
+from ldm.training.optim import TrainConfig, learning_rate, moving_average, optimizer
 from ldm.training.signals import Signals
+from ldm.training.start import PLAIN, Start, check
 
-MAX_SKIPPED = 20  # steps in a row with a non-finite gradient before the run gives up
+MAX_SKIPPED = 20  # steps in a row with a loss or gradient that is not finite before the run gives up
 
 
 class Task(Protocol):
@@ -74,7 +76,8 @@ class Trainer:
     ``folder`` gets ``log.jsonl``, ``samples/``, ``curves.png`` and, under ``state/``, the checkpoints. With each
     checkpoint the task exports its averaged network (EMA). A checkpoint keeps the configuration as text (``described``)
     and what must be the same for a run to go on, such as the hashes of frozen parts (``made_from``). Everything random
-    is a function of (seed, step, rank), so a resumed run goes on as if never stopped.
+    is a function of (seed, step, rank), so a resumed run goes on as if never stopped. Settings that have changed since
+    are refused unless ``start`` allows it, but for those of the sections ``unread``, which this training does not read.
     """
 
     def __init__(
@@ -86,20 +89,23 @@ class Trainer:
         described: str,
         made_from: dict[str, str],
         device: torch.device,
+        start: Start = PLAIN,
+        unread: Set[str] = frozenset(),
     ) -> None:
         self.task, self.config, self.folder = task, config, folder
-        self.described, self.made_from = described, made_from
-        self.accelerator = _accelerator(config, folder, device)
+        self.described, self.made_from, self.start, self.unread = described, made_from, start, unread
+        self.accelerator = accelerator(config, folder, device)
         self.network = task.network.to(self.accelerator.device)
         self.average = moving_average(self.network, config.ema) if config.ema else None
         opt = optimizer(self.network, config)
-        self.step = self._resume(opt)
-        self.schedule = learning_rate(opt, config, self.step)
+        self.step, updates = self._resume(opt)
+        self.schedule = learning_rate(opt, config, updates)
         self.opt = self.accelerator.prepare_optimizer(opt)
         self.wrapped = self.accelerator.prepare_model(torch.compile(self.network) if config.compile else self.network)
         self.main = self.accelerator.is_main_process
         self.log = Log(folder / "log.jsonl", self.step) if self.main else None
         self.skipped = 0  # steps in a row
+        self.spiked = Spikes()
         self.best = max((line["score"] for line in read(folder / "log.jsonl") if "score" in line), default=-inf)
 
     def run(self) -> None:
@@ -107,7 +113,7 @@ class Trainer:
 
         Raises:
             Stopped: a signal asked for it; the state is saved.
-            RuntimeError: the gradient was not finite for many steps in a row.
+            FloatingPointError: the loss or its gradient was not finite for many steps in a row.
         """
         config, task = self.config, self.task
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
@@ -124,7 +130,7 @@ class Trainer:
         with Signals() as signals, bar:
             while self.step < config.steps:
                 began = time.perf_counter()
-                figures = self._train_step(batches)
+                figures = self.train_step(batches)
                 seen, seconds = seen + config.batch * config.accumulate * world, seconds + time.perf_counter() - began
                 bar.update()
                 last = self.step == config.steps
@@ -134,12 +140,8 @@ class Trainer:
                     self._write(values)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} img/s")
                     seen, seconds = 0, 0.0
-                if self.main and (self.step % config.validate_every == 0 or last):
-                    bar.write(f"{task.name} step {self.step}: {self._validate()}")
-                if self.main and config.score_every and (self.step % config.score_every == 0 or last):
-                    self._score(bar)
-                if self.main and (self.step % config.sample_every == 0 or last):
-                    self._quietly(task.sample, self.folder / "samples" / f"{self.step:08d}.png")
+                if self.main:
+                    signals.unless_caught(partial(self._look, bar, last))
                 stop = self._any_rank(signals.caught)
                 if self.step % config.save_every == 0 or last or stop:
                     self._save()
@@ -153,41 +155,67 @@ class Trainer:
             draw_curves(self.folder / "log.jsonl", self.folder / "curves.png")
             print(f"{task.name}: {self.step} steps done; curves in {self.folder / 'curves.png'}")
 
-    def _train_step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
+    def train_step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """One optimizer step; the loss, the task's figures and the gradient's norm."""
-        config, accelerator = self.config, self.accelerator
-        total = torch.zeros((), device=accelerator.device)
+        config, engine = self.config, self.accelerator
+        total = torch.zeros((), device=engine.device)
         figures: dict[str, Tensor] = {}
+        broken = False
         for i in range(config.accumulate):
             batch = next(batches)
-            seed = _seed(config.seed, self.step * config.accumulate + i, accelerator.process_index)
+            seed = _seed(config.seed, self.step * config.accumulate + i, engine.process_index)
             torch.manual_seed(seed)  # for dropout and posterior draws
-            exchange = nullcontext() if i == config.accumulate - 1 else accelerator.no_sync(self.wrapped)
+            if not broken:
+                rerun = partial(self._rerun, batch, seed)
+            exchange = nullcontext() if i == config.accumulate - 1 else engine.no_sync(self.wrapped)
             with exchange:
-                with accelerator.autocast():
+                with engine.autocast():
                     loss, figures = self.task.loss(self.wrapped, batch, seed)
-                accelerator.backward(loss / config.accumulate)
+                engine.backward(loss / config.accumulate)
             total += loss.detach() / config.accumulate
-        norm = accelerator.clip_grad_norm_(self.network.parameters(), config.clip or float("inf"))
-        self._update(norm)
+            broken = not all_finite(total)
+        norm = engine.clip_grad_norm_(self.network.parameters(), config.clip or float("inf"))
         self.step += 1
-        self.schedule.step()
+        self._update(norm, broken, rerun)
+        if self.spiked(total.item()):
+            self._write({"loss_spike": total.item()})
         return {"loss": total, **figures, "gradient_norm": norm}
 
-    def _update(self, norm: Tensor) -> None:
-        """Step the optimizer and the average, unless the gradient's ``norm`` is not finite."""
-        finite = bool(torch.isfinite(norm))
-        if finite or self.accelerator.scaler is not None:  # fp16's scaler skips by itself, and must see why
+    def _update(self, norm: Tensor, broken: bool, rerun: Callable[[], Tensor]) -> None:
+        """Step optimizer, schedule and average, unless any rank's loss is ``broken`` or the ``norm`` is not finite."""
+        overflow = not all_finite(norm)  # the same on all ranks, which have exchanged gradients
+        finite = not (self._any_rank(broken) or overflow)
+        if finite or (overflow and self.accelerator.scaler is not None):  # fp16's scaler skips, and must see why
             self.opt.step()
-        if finite and self.average is not None:
-            self.average.update_parameters(self.network)
-        self.opt.zero_grad(set_to_none=True)
+        if finite:
+            self.schedule.step()
+            if self.average is not None:
+                self.average.update_parameters(self.network)
         self.skipped = 0 if finite else self.skipped + 1
+        if not finite:
+            self._write({"skipped": self.skipped})
         if self.skipped >= MAX_SKIPPED:
-            raise RuntimeError(
-                f"{self.task.name}: the gradient was not finite for {self.skipped} steps in a row (step {self.step}); "
-                f"lower lr ({self.config.lr}) or set precision=fp32"
+            raise FloatingPointError(
+                f"{self.task.name}: loss or gradient was not finite for {self.skipped} steps in a row (step "
+                f"{self.step}): {culprit(self.network, rerun)}; lower lr ({self.config.lr}) or set precision=fp32"
             )
+        self.opt.zero_grad(set_to_none=True)
+
+    def _rerun(self, batch: Any, seed: int) -> Tensor:
+        """The loss over ``batch`` once more, of the network without its wrappers."""
+        torch.manual_seed(seed)
+        with self.accelerator.autocast():
+            return self.task.loss(self.network, batch, seed)[0]
+
+    def _look(self, bar: Any, last: bool) -> None:
+        """Validate, score and draw, each where it is due; none of it changes what is trained."""
+        config, task = self.config, self.task
+        if self.step % config.validate_every == 0 or last:
+            bar.write(f"{task.name} step {self.step}: {self._validate()}")
+        if config.score_every and (self.step % config.score_every == 0 or last):
+            self._score(bar)
+        if self.step % config.sample_every == 0 or last:
+            self._quietly(task.sample, self.folder / "samples" / f"{self.step:08d}.png")
 
     def _validate(self) -> str:
         figures = {f"val_{name}": value for name, value in self._quietly(self.task.validate).items()}
@@ -208,31 +236,45 @@ class Trainer:
     def _save(self) -> None:
         if self.main:
             opt = self.opt.optimizer
-            tensors = {"weights": self.network.state_dict(), "optimizer": checkpoint.optimizer_tensors(opt)}
+            tensors = {
+                "weights": self.network.state_dict(),
+                "optimizer": checkpoint.optimizer_tensors(opt, self.network),
+            }
             if self.average is not None:
                 tensors["ema"] = self.average.state_dict()
             if learned := self.task.learned.state_dict():
                 tensors["learned"] = learned
-            facts = {"config": self.described, "torch": torch.__version__, "conditions": self._conditions()}
+            facts = {
+                "config": self.described,
+                "torch": torch.__version__,
+                "conditions": self._conditions(),
+                "updates": self.schedule.last_epoch,  # fewer than steps where some were skipped
+            }
+            if self.accelerator.scaler is not None:
+                facts["scaler"] = self.accelerator.scaler.state_dict()
             self._quietly(self.task.export)  # first: a finished run that is started again exports no more
             checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep)
         self.accelerator.wait_for_everyone()
 
-    def _resume(self, opt: Any) -> int:
-        """Load the newest whole checkpoint into everything; returns its step, 0 where there is none."""
+    def _resume(self, opt: Any) -> tuple[int, int]:
+        """Load the newest whole checkpoint into everything; returns its steps and updates, 0 where there is none."""
         path = checkpoint.newest(self.folder / "state", warn=self.accelerator.print)
         if path is None:
-            return 0
+            return 0, 0
         state = json.loads((path / "state.json").read_text())
-        self._check(state, path)
+        said = check(path, state, self._conditions(), self.described, self.unread, self.start)
+        if said:
+            self.accelerator.print(said)
         load_weights(self.network, path / "weights.safetensors")
-        checkpoint.load_optimizer(opt, read_tensors(path / "optimizer.safetensors"))
+        checkpoint.load_optimizer(opt, self.network, read_tensors(path / "optimizer.safetensors"))
         if self.average is not None:
             load_weights(self.average, path / "ema.safetensors")
         if self.task.learned.state_dict():
             load_weights(self.task.learned, path / "learned.safetensors")
+        if self.accelerator.scaler is not None and "scaler" in state:
+            self.accelerator.scaler.load_state_dict(state["scaler"])
         self.accelerator.print(f"going on from {path}")
-        return int(state["step"])
+        return int(state["step"]), int(state.get("updates", state["step"]))
 
     def _conditions(self) -> dict[str, Any]:
         """What must be the same for a run to go on: who takes which samples, what steps on them, and ``made_from``."""
@@ -243,15 +285,6 @@ class Trainer:
             "average": config.ema > 0,
             **self.made_from,
         }
-
-    def _check(self, state: dict[str, Any], path: Path) -> None:
-        then = state.get("conditions", {})
-        for name, now in self._conditions().items():
-            if then.get(name) != now:
-                raise ValueError(
-                    f"{path} was made with another {name} ({then.get(name, 'not known')}, now {now}): go on with that, "
-                    f"or begin anew with another out=, or by deleting {path.parent}"
-                )
 
     def _quietly(self, call: Callable[..., Any], *args: Any) -> Any:
         """``call`` with the averaged network in evaluation mode and no gradients."""
@@ -276,23 +309,6 @@ class Trainer:
         if self.accelerator.num_processes == 1:
             return caught
         return int(self.accelerator.gather(torch.tensor([caught], device=self.accelerator.device)).max())
-
-
-def _accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
-    if device.index is not None:
-        torch.cuda.set_device(device)
-    precision = resolve_precision(config.precision, device)
-    made = Accelerator(
-        cpu=device.type == "cpu",
-        mixed_precision="no" if precision == "fp32" else precision,
-        log_with=config.tracker or None,
-        project_dir=folder,
-    )
-    if config.tracker:
-        if not made.log_with:
-            raise ValueError(f"tracker '{config.tracker}' is not installed; pip install it, or leave tracker empty")
-        made.init_trackers("ldm")
-    return made
 
 
 def _seed(seed: int, micro: int, rank: int) -> int:

@@ -1,7 +1,13 @@
-"""Ctrl-C and SIGTERM as a request that a loop answers when it is ready to."""
+"""Ctrl-C and SIGTERM: as a request that a loop answers when it is ready to, or as the end of a script."""
 
 import signal
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import FrameType
+
+
+class Terminated(BaseException):
+    """SIGTERM, as Python tells Ctrl-C by KeyboardInterrupt: on its way out everything half-done is cleaned up."""
 
 
 class Signals:
@@ -9,6 +15,7 @@ class Signals:
 
     def __init__(self) -> None:
         self.caught = 0
+        self._droppable = False
         self._former: dict[int, object] = {}
 
     def __enter__(self) -> "Signals":
@@ -19,6 +26,37 @@ class Signals:
         for number, handler in self._former.items():
             signal.signal(number, handler)  # type: ignore[arg-type]
 
+    def unless_caught(self, call: Callable[[], object]) -> None:
+        """``call``, broken off by a signal: for what takes long and changes nothing, such as drawing samples."""
+        try:
+            self._droppable = True
+            if not self.caught:
+                call()
+        except _Dropped:
+            pass
+        finally:
+            self._droppable = False
+
     def _note(self, number: int, _: FrameType | None) -> None:
         self.caught = number
         self.__exit__()
+        if self._droppable:
+            raise _Dropped
+
+
+class _Dropped(BaseException):
+    pass
+
+
+@contextmanager
+def terminating() -> Iterator[None]:
+    """Within the block SIGTERM raises ``Terminated``."""
+
+    def terminate(number: int, frame: FrameType | None) -> None:
+        raise Terminated
+
+    former = signal.signal(signal.SIGTERM, terminate)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)

@@ -94,12 +94,12 @@ def test_what_is_no_checkpoint_is_ignored(tmp_path):
 @pytest.mark.parametrize("kind", OPTIMIZERS)
 def test_an_optimizer_comes_back_exactly(tmp_path, kind):
     network, opt = trained(kind=kind)
-    save_tensors(optimizer_tensors(opt), tmp_path / "optimizer.safetensors")
+    save_tensors(optimizer_tensors(opt, network), tmp_path / "optimizer.safetensors")
     again = Network()
     again.load_state_dict(network.state_dict())
     put_back = optimizer(again, TrainConfig(optimizer=kind))
-    load_optimizer(put_back, read_tensors(tmp_path / "optimizer.safetensors"))
-    ours, theirs = optimizer_tensors(opt), optimizer_tensors(put_back)
+    load_optimizer(put_back, again, read_tensors(tmp_path / "optimizer.safetensors"))
+    ours, theirs = optimizer_tensors(opt, network), optimizer_tensors(put_back, again)
     assert ours.keys() == theirs.keys()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     step(network, opt, 3), step(again, put_back, 3)
@@ -107,7 +107,8 @@ def test_an_optimizer_comes_back_exactly(tmp_path, kind):
 
 
 def test_the_settings_of_an_optimizer_come_from_the_configuration(tmp_path):
-    _, opt = trained()
-    put_back = optimizer(Network(), TrainConfig(lr=0.5))
-    load_optimizer(put_back, optimizer_tensors(opt))
+    network, opt = trained()
+    again = Network()
+    put_back = optimizer(again, TrainConfig(lr=0.5))
+    load_optimizer(put_back, again, optimizer_tensors(opt, network))
     assert put_back.param_groups[0]["lr"] == 0.5

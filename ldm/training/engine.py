@@ -1,0 +1,31 @@
+"""Accelerate as the loop uses it: device, precision, processes and trackers."""
+
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import Accelerator
+
+from ldm.training.optim import TrainConfig, resolve_precision
+
+
+def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
+    """An Accelerator on ``device``; a tracker that is not installed is warned of, for the log file is kept anyway."""
+    if device.index is not None:
+        torch.cuda.set_device(device)
+    precision = resolve_precision(config.precision, device)
+    made = Accelerator(
+        cpu=device.type == "cpu",
+        mixed_precision="no" if precision == "fp32" else precision,
+        log_with=config.tracker or None,
+        project_dir=folder,
+    )
+    if made.log_with:
+        made.init_trackers("ldm")
+    elif config.tracker:
+        made.print(
+            f"warning: tracker '{config.tracker}' is not installed and gets nothing; pip install it and start again, "
+            f"the run goes on; {folder / 'log.jsonl'} is written all the same",
+            file=sys.stderr,
+        )
+    return made

@@ -1,0 +1,188 @@
+"""A dry run: the first steps of a training, for real but in a folder that goes away, and what the whole will take."""
+
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from math import inf
+from pathlib import Path
+from shutil import disk_usage
+
+import psutil
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.training import checkpoint
+from ldm.training.loop import Trainer
+
+TIMED = 2  # steps, after one that starts the loader and compiles
+CGROUP = Path("/sys/fs/cgroup")  # of this process in a container; absent elsewhere
+NO_MEMORY = ("memory", "bad alloc")  # what torch's errors say where there is none left
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a training takes, measured on its first steps; ``str`` gives it as some lines of text."""
+
+    stage: str
+    parameters: int
+    trained: int
+    flops: int  # of one image, forward and backward; matrix products, convolutions and attention only
+    memory: int  # bytes, at its peak
+    free_memory: int  # bytes, before it began
+    images_per_second: float
+    seconds: float  # of all steps, without validating and drawing
+    checkpoint: int  # bytes of one
+    disk: int  # bytes of those that are kept, of one being written, and of the exported network
+    free_disk: int
+
+    def __str__(self) -> str:
+        lines = {
+            "parameters": f"{self.parameters / 1e6:.2f} M, {self.trained / 1e6:.2f} M of them trained",
+            "FLOPs": f"{self.flops / 1e9:.3g} G an image, forward and backward",
+            "memory": f"{in_bytes(self.memory)} at the peak; {in_bytes(self.free_memory)} were free",
+            "speed": f"{self.images_per_second:.3g} images a second",
+            "time": f"{in_time(self.seconds)}, without validating and drawing",
+            "disk": f"{in_bytes(self.disk)}, a checkpoint {in_bytes(self.checkpoint)}; {in_bytes(self.free_disk)} free",
+        }
+        return "\n".join([f"dry run of {self.stage}:", *(f"  {name:11}{text}" for name, text in lines.items())])
+
+
+def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan:
+    """What the training that ``make`` gives for a folder will take; some steps of it are made in ``scratch``.
+
+    Raises:
+        ValueError: it does not fit into the memory, or its files not onto the disk of ``out``.
+    """
+    free = free_memory()
+    with told_if_memory_runs_out(free):
+        trainer = make(scratch / "training")
+        task, config, device = trainer.task, trainer.config, trainer.accelerator.device
+        batches = task.batches(0, trainer.accelerator.process_index, trainer.accelerator.num_processes)
+        flops = _flops(trainer, next(batches))
+        trainer.train_step(batches)
+        began = time.perf_counter()
+        for _ in range(TIMED):
+            trainer.train_step(batches)
+        seconds = (time.perf_counter() - began) / TIMED  # a step reads its gradient's norm: none is still under way
+    images = config.batch * config.accumulate
+    parameters = list(task.network.parameters())
+    state = _bytes(trainer)
+    disk = (config.keep + 1) * state + 2 * 2 * sum(p.numel() for p in parameters)  # exports are halves, one is replaced
+    check_disk(disk, out, f"{task.name}'s training", f"try a lower keep ({config.keep})")
+    return Plan(
+        task.name,
+        sum(p.numel() for p in parameters),
+        sum(p.numel() for p in parameters if p.requires_grad),
+        flops // config.batch,
+        _peak_memory(device),
+        free if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
+        images * trainer.accelerator.num_processes / seconds,
+        seconds * config.steps,
+        state,
+        disk,
+        disk_usage(_there(out)).free,
+    )
+
+
+def check_disk(needed: int, out: Path, what: str, way_out: str) -> None:
+    """Raise ValueError where the disk of ``out``, which need not be there yet, has fewer bytes free than ``needed``."""
+    free = disk_usage(_there(out)).free
+    if needed > free:
+        raise ValueError(
+            f"{what} takes {in_bytes(needed)} of disk and {out} has {in_bytes(free)} free: {way_out}, or another out="
+        )
+
+
+@contextmanager
+def told_if_memory_runs_out(free: int) -> Iterator[None]:
+    """Within the block memory that runs out is told as ValueError; on a CPU no more than ``free`` bytes are given.
+
+    Without that limit the system would end the process, or another, without a word.
+    """
+    try:
+        with _limited(free):
+            yield
+    except (RuntimeError, MemoryError) as error:  # torch's error for a GPU is a RuntimeError too
+        words = str(error).splitlines()[0] if str(error) else "out of memory"
+        if isinstance(error, RuntimeError) and not any(part in words for part in NO_MEMORY):
+            raise
+        raise ValueError(
+            f"the training does not fit into the memory ({words}); try half of batch and twice of accumulate"
+        ) from error
+
+
+@contextmanager
+def _limited(free: int) -> Iterator[None]:
+    if sys.platform == "win32":
+        yield
+        return
+    import resource  # which Windows does not have
+
+    former = resource.getrlimit(resource.RLIMIT_AS)
+    most = psutil.Process().memory_info().vms + free
+    if former[1] != resource.RLIM_INFINITY:
+        most = min(most, former[1])
+    resource.setrlimit(resource.RLIMIT_AS, (most, former[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, former)
+
+
+def free_memory() -> int:
+    """Bytes of main memory that this process may still take: of the machine, or of its container where that is less."""
+    left: float = inf
+    with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
+        left = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
+    return int(min(left, psutil.virtual_memory().available))
+
+
+def _peak_memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    info = psutil.Process().memory_info()
+    return int(getattr(info, "peak_wset", 0) or _peak_resident())
+
+
+def _peak_resident() -> int:
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def _flops(trainer: Trainer, batch: object) -> int:
+    """Of a forward and a backward pass over ``batch``, without the loop's wrappers."""
+    with FlopCounterMode(display=False) as counter:
+        with trainer.accelerator.autocast():
+            loss, _ = trainer.task.loss(trainer.network, batch, 0)
+        loss.backward()
+    trainer.network.zero_grad(set_to_none=True)
+    return counter.get_total_flops()
+
+
+def _bytes(trainer: Trainer) -> int:
+    """Of a checkpoint's tensors."""
+    optimizer = checkpoint.optimizer_tensors(trainer.opt.optimizer, trainer.network)
+    average = trainer.average.state_dict() if trainer.average is not None else {}
+    held: list[Tensor] = [*trainer.network.state_dict().values(), *average.values(), *optimizer.values()]
+    return sum(value.numel() * value.element_size() for value in held)
+
+
+def _there(folder: Path) -> Path:
+    """``folder``, or the nearest above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
+def in_bytes(size: float) -> str:
+    unit, name = next(((u, n) for u, n in ((1e9, "GB"), (1e6, "MB")) if size >= u), (1e3, "kB"))
+    return f"{size / unit:.3g} {name}"
+
+
+def in_time(seconds: float) -> str:
+    if seconds < 120:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"

@@ -1,0 +1,85 @@
+"""How a training begins: what was asked of it, and what has changed since its checkpoint was written."""
+
+from collections.abc import Set
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+# settings of a training that may change without a word: how long, how often to look, where to, how fast
+FREE = {
+    *("steps", "keep", "tracker", "workers"),
+    *("log_every", "validate_every", "validate_samples", "sample_every", "save_every", "score_every", "score_prompts"),
+}
+DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}  # sections that no training step reads
+UNREAD = {  # sections that a stage's training does not read either
+    "autoencoder": {"text", "denoiser", "schedule", "process", "weight", "times", "classifier"},
+    "clip": {
+        *("autoencoder", "bottleneck", "reconstruction", "robustness", "denoiser", "classifier"),
+        *("schedule", "process", "weight", "times"),
+    },
+    "denoiser": {"reconstruction", "robustness", "classifier"},
+    "classifier": {"reconstruction", "robustness", "text", "denoiser", "process", "weight", "times"},
+}
+
+
+@dataclass(frozen=True)
+class Start:
+    """What was asked of a training when it was started."""
+
+    scratch: Path | None = None  # of a dry run: the folder, soon gone, in which a few steps are tried
+    resume_changed: bool = False  # go on from a checkpoint although settings have changed since
+
+
+PLAIN = Start()
+
+
+def changes(then: str, now: str, unread: Set[str]) -> dict[str, tuple[Any, Any]]:
+    """The settings that differ between two configurations as YAML: {"train_ldm.lr": (1e-3, 2e-3)}.
+
+    Left out are sections in ``unread``, what a step does not read, and keys that only one of the two has: they belong
+    to a part that was replaced, whose name differs too, or to another version of this program.
+    """
+    before, after = _flat(then), _flat(now)
+    both = [key for key in after if key in before and before[key] != after[key]]
+    return {key: (before[key], after[key]) for key in both if not _is_free(key, unread)}
+
+
+def check(
+    path: Path, state: dict[str, Any], conditions: dict[str, Any], described: str, unread: Set[str], start: Start
+) -> str:
+    """What to say of going on from the checkpoint at ``path``, with its ``state``, under the settings ``described``.
+
+    Raises:
+        ValueError: a condition is another, or settings are and ``start`` does not allow it; every one is shown.
+    """
+    then = state.get("conditions", {})
+    for name, now in conditions.items():
+        if then.get(name) != now:
+            raise ValueError(
+                f"{path} was made with another {name} ({then.get(name, 'not known')}, now {now}): go on with that, "
+                f"or begin anew with another out=, or by deleting {path.parent}"
+            )
+    changed = changes(state.get("config", ""), described, unread)
+    words = ", ".join(f"{key} was {then} and is now {now}" for key, (then, now) in changed.items())
+    if changed and not start.resume_changed:
+        raise ValueError(
+            f"{path} was made with other settings: {words}; add --resume-changed to go on with the new ones, "
+            "or begin anew with another out="
+        )
+    return f"going on with other settings: {words}" if changed else ""
+
+
+def _is_free(key: str, unread: Set[str]) -> bool:
+    section, _, name = key.partition(".")
+    return section in unread | DRAWING or (section.startswith("train_") and name in FREE)
+
+
+def _flat(text: str) -> dict[str, Any]:
+    """ "section.key" -> value of a configuration as YAML."""
+    flat: dict[str, Any] = {}
+    for section, node in (yaml.safe_load(text) or {}).items():
+        keys = {f"{section}.{key}": value for key, value in node.items()} if isinstance(node, dict) else {section: node}
+        flat |= keys
+    return flat

@@ -1,0 +1,73 @@
+"""Real processes of the scripts, to be ended in every way; forked off a server that has imported everything once."""
+
+import multiprocessing
+import os
+import runpy
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+SCRIPTS = Path(__file__).parents[1] / "scripts"
+FORKS = multiprocessing.get_context("forkserver")
+PATIENCE = 240  # seconds; the machine may be busy
+
+
+def preload() -> None:
+    """Have the fork server import what takes seconds; its later processes, and loader workers, start at once."""
+    FORKS.set_forkserver_preload(["processes", "ldm.stages", "ldm.cli", "open_clip", "timm.optim", "accelerate"])
+
+
+class Script:
+    """A script that runs by itself; what it prints goes to the file ``output``. To be left by ``with``."""
+
+    def __init__(self, script: str, *args: object, output: Path, file_size: int = 0) -> None:
+        """``file_size`` is the most bytes that it may write to a file: beyond that its disk is full."""
+        self.output = output
+        words = [script, *map(str, args)]
+        self.process = FORKS.Process(target=_main, args=(words, output, file_size))  # type: ignore[attr-defined]
+        self.process.start()
+
+    def __enter__(self) -> "Script":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.join()
+
+    def wait_for(self, event: Callable[[], bool]) -> bool:
+        """Wait until ``event`` is true or the script has ended; returns whether the script goes on."""
+        end = time.monotonic() + PATIENCE
+        while self.process.is_alive() and not event():
+            assert time.monotonic() < end, self.output.read_text()
+            time.sleep(0.002)
+        return self.process.is_alive()
+
+    def signal(self, number: int) -> None:
+        if self.process.pid and self.process.is_alive():
+            os.kill(self.process.pid, number)
+
+    def ended(self, within: float = PATIENCE) -> tuple[int, str]:
+        """The exit status, negative for a signal, and all that was printed."""
+        self.process.join(within)
+        status = self.process.exitcode
+        assert status is not None, f"still running: {self.output.read_text()}"
+        return status, self.output.read_text()
+
+
+def _main(words: list[str], output: Path, file_size: int) -> None:
+    descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(descriptor, stream)
+    import torch
+
+    torch.set_num_threads(1)
+    if file_size:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    sys.argv = words
+    try:
+        runpy.run_path(str(SCRIPTS / words[0]), run_name="__main__")
+    finally:
+        sys.stdout.flush()
