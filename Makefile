@@ -4,7 +4,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 DEMO := runs/demo
 
-.PHONY: demo test install clean
+.PHONY: demo test soak fuzz install clean
 
 install: .venv/installed
 
@@ -28,6 +28,10 @@ test: .venv/installed
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 	$(PY) -m pytest -n 2
+
+# A training killed 100 times at random moments, and resumed each time: docs/reliability.md.
+soak: .venv/installed
+	$(PY) tests/soak.py --kills 100
 
 clean:
 	rm -rf .venv runs outputs

@@ -6,6 +6,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would fetch somethin
 
 import pytest
 import torch
+from processes import preload
+
+preload()
 
 TINY = (
     "data.length=64",

@@ -1,6 +1,6 @@
 """Kill a tiny training at random moments, resume it each time, and compare with one that nobody disturbed.
 
-    python tests/soak.py --kills 100
+python tests/soak.py --kills 100
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 from conftest import TINY
-from processes import Script, preload
+from processes import Script
 
 from ldm.files import check_folder, read_tensors, settled
 from ldm.training.checkpoint import newest
@@ -24,14 +24,15 @@ from ldm.training.log import read
 SCRIPT = "train_autoencoder.py"
 KINDS = ("SIGKILL", "SIGTERM", "full disk")
 ENDS = {"SIGKILL": {-9}, "SIGTERM": {143, -15}, "full disk": {2}}  # -15: before the script has begun
-EARLY = 0.15  # share of the kills that hit a run before its first step
+EARLY, AIMED = 0.15, 0.4  # shares of the kills that hit a run before its first step, and within a save
 FILES = ("weights", "ema", "optimizer")
 
 
 def soak(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     """Figures of a training that was killed ``kills`` times; AssertionError where anything was lost."""
     rng, steps = Random(seed), 5 * kills // 2 + 20
-    settings = [f"train_autoencoder.steps={steps}", "train_autoencoder.sample_every=7", "data.size=16"]
+    options = (f"steps={steps}", "sample_every=7", "keep=1")
+    settings = ["data.size=16", *(f"train_autoencoder.{option}" for option in options)]
     whole, out = folder / "whole", folder / "killed"
     run_to_the_end(settings, whole, folder)
     sizes = [path.stat().st_size for path in newest(state(whole)).rglob("*.safetensors")]
@@ -42,11 +43,8 @@ def soak(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
         limit = rng.randrange(min(sizes) // 2, max(sizes)) if kind == "full disk" else 0
         with Script(SCRIPT, *TINY, *settings, f"out={out}", output=folder / "said", file_size=limit) as script:
             if not limit:
-                wanted = before + rng.randrange(5)
-                early = rng.random() < EARLY
-                script.wait_for(lambda: early or last_step(out, before) >= wanted)  # noqa: B023
-                time.sleep(rng.random() * (2.0 if early else 0.2))
-                mid_save += any(state(out).glob(".step-*.partial"))
+                wait_for_the_moment(script, out, before + rng.randrange(5), rng)
+                mid_save += is_saving(out)
                 script.signal(getattr(signal, kind))
             status, said = script.ended()
         assert status in ENDS[kind], f"kill {number}, {kind}: status {status}\n{said}"
@@ -59,6 +57,24 @@ def soak(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     run_to_the_end(settings, out, folder)
     compare(newest(state(whole)), newest(state(out)))
     return {"kills": dict(killed), "steps": steps, "steps made again": back, "kills within a save": mid_save}
+
+
+def wait_for_the_moment(script: Script, out: Path, step: int, rng: Random) -> None:
+    """Wait until the run has reached ``step``, and perhaps until it saves, and some milliseconds more."""
+    draw = rng.random()
+    if draw < EARLY:
+        time.sleep(2 * rng.random())
+        return
+    script.wait_for(lambda: last_step(out) >= step)
+    if draw < EARLY + AIMED:
+        script.wait_for(lambda: is_saving(out))
+        time.sleep(0.02 * rng.random())
+    else:
+        time.sleep(0.2 * rng.random())
+
+
+def is_saving(out: Path) -> bool:
+    return any(path for place in (state(out), out) for path in place.glob(".*.partial"))
 
 
 def run_to_the_end(settings: list[str], out: Path, folder: Path) -> None:
@@ -88,8 +104,8 @@ def step_of(out: Path) -> int:
     return int(json.loads((path / "state.json").read_text())["step"]) if path else 0
 
 
-def last_step(out: Path, default: int = 0) -> int:
-    return max((line["step"] for line in read(state(out).parent / "log.jsonl")), default=default)
+def last_step(out: Path) -> int:
+    return max((line["step"] for line in read(state(out).parent / "log.jsonl")), default=0)
 
 
 def main() -> None:
@@ -97,7 +113,6 @@ def main() -> None:
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    preload()
     began = time.perf_counter()
     with TemporaryDirectory() as folder:
         figures = soak(Path(folder), args.kills, args.seed)

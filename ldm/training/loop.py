@@ -136,7 +136,7 @@ class Trainer:
                 last = self.step == config.steps
                 if self.step % config.log_every == 0 or last:
                     values = {name: self._mean(value) for name, value in figures.items()}
-                    values |= {"lr": float(self.schedule.get_last_lr()[0]), "images_per_second": seen / seconds}
+                    values |= {"lr": float(self.opt.param_groups[0]["lr"]), "images_per_second": seen / seconds}
                     self._write(values)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} img/s")
                     seen, seconds = 0, 0.0

@@ -1,0 +1,163 @@
+"""Going on from a checkpoint: bit for bit the same run, or a word of what is not the same."""
+
+import random
+import re
+
+import numpy as np
+import pytest
+import torch
+from conftest import TINY
+from faulty import LineTask, trainer
+
+from ldm.config import load, to_yaml
+from ldm.files import read_tensors
+from ldm.run import Run
+from ldm.stages import train_autoencoder, train_classifier, train_clip, train_ldm
+from ldm.training.checkpoint import newest
+from ldm.training.optim import TrainConfig
+from ldm.training.start import DRAWING, FREE, UNREAD, Start, changes
+
+CPU = torch.device("cpu")
+STAGES = {"autoencoder": train_autoencoder, "clip": train_clip, "denoiser": train_ldm, "classifier": train_classifier}
+SECTION = {"denoiser": "train_ldm"}
+FILES = ("weights", "ema", "optimizer")
+
+
+@pytest.fixture(scope="module")
+def parts(tmp_path_factory):
+    """A run with the parts that the later stages build on."""
+    torch.set_num_threads(1)
+    folder = tmp_path_factory.mktemp("parts")
+    for stage in ("autoencoder", "clip"):
+        STAGES[stage](load(Run, None, [*TINY, f"out={folder}", f"train_{stage}.steps=1"]), CPU)
+    return folder
+
+
+def trained(stage, parts, out, steps, workers):
+    out.mkdir(exist_ok=True)
+    for part in ("autoencoder", "text"):
+        if stage == "denoiser" and not (out / part).exists():
+            (out / part).symlink_to(parts / part)
+    section = SECTION.get(stage, f"train_{stage}")
+    settings = {"steps": steps, "workers": workers, "accumulate": 3, "decay": "constant", "warmup": 3}
+    options = [f"{section}.{key}={value}" for key, value in settings.items()]
+    random.seed(steps), np.random.seed(workers), torch.manual_seed(7 * steps + workers)  # noqa: NPY002
+    STAGES[stage](load(Run, None, [*TINY, "cache.use=never", f"out={out}", *options]), CPU)
+    path = newest(out / "training" / stage / "state")
+    return {
+        f"{name}.{key}": value for name in FILES for key, value in read_tensors(path / f"{name}.safetensors").items()
+    }
+
+
+@pytest.mark.parametrize("stage", ["autoencoder", "clip", "denoiser"])
+def test_n_and_n_steps_are_two_n_bit_for_bit(parts, tmp_path, stage):
+    """Fault 15: weights, average and optimizer; with 0 and 2 loader workers, three micro-steps a step, in mid-epoch.
+
+    The generators of all libraries are left in another state each time: nothing depends on them.
+    """
+    whole = trained(stage, parts, tmp_path / "whole", 2, workers=0)
+    for workers in (0, 2):
+        out = tmp_path / f"{workers} workers"
+        trained(stage, parts, out, 1, workers)
+        halves = trained(stage, parts, out, 2, workers)
+        assert halves.keys() == whole.keys()
+        assert [key for key, value in whole.items() if not torch.equal(value, halves[key])] == []
+
+
+def settings(*overrides):
+    return to_yaml(load(Run, None, overrides))
+
+
+def test_settings_that_have_changed_are_shown_key_by_key_and_need_a_word(tmp_path):
+    """Fault 17."""
+    then = settings("train_ldm.lr=1e-3", "data.length=5")
+    now = settings("train_ldm.lr=2e-3", "data.length=6", "train_ldm.steps=9")
+    trainer(tmp_path, LineTask(), described=then, steps=2).run()
+    with pytest.raises(ValueError) as caught:
+        trainer(tmp_path, LineTask(), described=now, steps=4)
+    said = str(caught.value)
+    assert "step-00000002 was made with other settings: " in said and "; add --resume-changed" in said
+    assert "data.length was 5 and is now 6" in said and "train_ldm.lr was 0.001 and is now 0.002" in said
+    assert "steps" not in said.replace("state", "")
+    made = trainer(tmp_path, LineTask(), Start(resume_changed=True), described=now, steps=4)
+    assert made.step == 2
+    made.run()
+    assert trainer(tmp_path, LineTask(), described=now, steps=6).step == 4  # asked for once
+
+
+@pytest.mark.parametrize("name", sorted(FREE))
+def test_how_long_and_how_often_to_look_may_change_without_a_word(name):
+    value = {"tracker": "tensorboard"}.get(name, 7)
+    assert changes(settings(), settings(f"train_ldm.{name}={value}"), set()) == {}
+
+
+@pytest.mark.parametrize(
+    ("override", "shown"),
+    [
+        ("out=elsewhere", {}),
+        ("sampler=ddim", {}),
+        ("guidance.scale=9", {}),
+        ("cache.use=always", {}),
+        ("train_clip.lr=1", {}),  # another stage's
+        ("reconstruction.l2=9", {}),
+        ("train_ldm.precision=fp32", {"train_ldm.precision": ("auto", "fp32")}),
+        ("process.text_dropout=0.5", {"process.text_dropout": (0.1, 0.5)}),
+        ("denoiser=dit", {"denoiser.name": ("unet", "dit")}),
+    ],
+)
+def test_a_stage_asks_after_what_its_steps_read(override, shown):
+    others = {name for name, value in vars(Run()).items() if isinstance(value, TrainConfig) and name != "train_ldm"}
+    found = changes(settings(), settings(override), UNREAD["denoiser"] | others)
+    assert {key: found[key] for key in shown} == shown and bool(found) == bool(shown)
+
+
+def test_what_counts_as_unread_are_sections_of_a_run():
+    known = {*vars(Run())}
+    assert known >= DRAWING and all(unread <= known for unread in UNREAD.values())
+    assert {*FREE} <= {*vars(TrainConfig())} and UNREAD.keys() == STAGES.keys()
+
+
+def test_an_optimizer_finds_its_tensors_by_name_where_the_parameters_come_in_another_order(tmp_path):
+    made = trainer(tmp_path, LineTask(), steps=2)
+    made.run()
+    task = LineTask()
+    task.network.first, task.network.second = task.network.first, task.network.second
+    swapped = task.network._modules
+    swapped.move_to_end("first") if hasattr(swapped, "move_to_end") else swapped.update(first=swapped.pop("first"))
+    again = trainer(tmp_path, task, steps=4)
+    order = [name for name, _ in again.network.named_parameters()]
+    assert order[0] == "second.weight"
+    for name, parameter in made.network.named_parameters():
+        theirs = dict(again.network.named_parameters())[name]
+        for key, value in made.opt.optimizer.state[parameter].items():
+            assert torch.equal(value, again.opt.optimizer.state[theirs][key]), (name, key)
+
+
+def test_fp16s_scale_is_saved_and_put_back(tmp_path, monkeypatch):
+    def with_scaler(scale):
+        made = trainer(tmp_path, LineTask(), steps=4)
+        monkeypatch.setattr(made.accelerator, "scaler", torch.amp.GradScaler("cpu", init_scale=scale), raising=False)
+        return made
+
+    first = with_scaler(1024.0)
+    next_step = first.train_step(first.task.batches(0, 0, 1))
+    assert next_step["loss"].isfinite()
+    first._save()
+    again = with_scaler(2.0)
+    again._resume(again.opt.optimizer)
+    assert again.accelerator.scaler.state_dict() == first.accelerator.scaler.state_dict()
+
+
+def test_a_tracker_that_is_not_installed_is_told_and_the_log_is_written_all_the_same(tmp_path, capsys, monkeypatch):
+    """Fault 33."""
+    monkeypatch.setattr("accelerate.tracking._available_trackers", [])
+    monkeypatch.setattr("accelerate.tracking.is_swanlab_available", lambda: False, raising=False)
+    trainer(tmp_path, LineTask(), steps=2, tracker="swanlab").run()
+    said = capsys.readouterr().err
+    assert re.search(r"warning: tracker 'swanlab' is not installed", said) and "log.jsonl" in said
+    assert (tmp_path / "log.jsonl").read_text().count("loss") >= 2
+
+
+def test_a_tracker_that_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="tensorbord"):
+        trainer(tmp_path, LineTask(), tracker="tensorbord")
