@@ -40,8 +40,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     settled(folder)
     sweep(folder.parent, escape(folder.name))
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
-    staged.mkdir(parents=True)
     try:
+        staged.mkdir(parents=True)
         yield staged
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         hashes = {path.relative_to(staged).as_posix(): _hash(path) for path in files}

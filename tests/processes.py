@@ -24,6 +24,7 @@ class Script:
     def __init__(self, script: str, *args: object, output: Path, file_size: int = 0) -> None:
         """``file_size`` is the most bytes that it may write to a file: beyond that its disk is full."""
         self.output = output
+        output.write_text("")
         words = [script, *map(str, args)]
         self.process = FORKS.Process(target=_main, args=(words, output, file_size))  # type: ignore[attr-defined]
         self.process.start()

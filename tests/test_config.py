@@ -84,6 +84,7 @@ def test_another_name_replaces_the_section_and_its_keys(tmp_path):
     ],
 )
 def test_a_misspelt_word_is_named_with_the_nearest_right_one(override, says):
+    """Fault 1."""
     assert says in refused(override)
 
 
@@ -124,6 +125,7 @@ def test_a_misspelt_word_is_named_with_the_nearest_right_one(override, says):
     ],
 )
 def test_a_value_that_cannot_be_is_refused_by_its_key(override, key):
+    """Fault 2."""
     assert key in refused(override)
 
 
@@ -143,12 +145,14 @@ def test_what_is_no_override_is_refused(text):
     ],
 )
 def test_broken_yaml_is_refused_with_its_line(tmp_path, text, line):
+    """Fault 3."""
     path = written(tmp_path, text)
     assert f"{path}, line {line}:" in refused(path=path)
 
 
 @pytest.mark.parametrize("text", ["", "# nothing\n", "- a\n- b\n", "null\n"])
 def test_a_file_without_sections_is_refused(tmp_path, text):
+    """Fault 3."""
     path = written(tmp_path, text)
     assert str(path) in refused(path=path)
 
@@ -167,6 +171,7 @@ def test_a_missing_file_is_named_with_the_nearest_one(tmp_path):
 @pytest.mark.parametrize("where", ["file", "command line"])
 @pytest.mark.parametrize("tag", ["object/apply:os.system", "object/new:os.system", "name:os.system"])
 def test_a_python_tag_is_refused_and_runs_nothing(tmp_path, tag, where):
+    """Fault 4."""
     value = f"!!python/{tag} ['touch {tmp_path}/touched']"
     if where == "file":
         refused(path=written(tmp_path, f"out: {value}\n"))
@@ -178,6 +183,7 @@ def test_a_python_tag_is_refused_and_runs_nothing(tmp_path, tag, where):
 @pytest.mark.parametrize("value", ["${oc.env:HOME}", "${data.size}", "pre${oc.env:HOME}"])
 @pytest.mark.parametrize("key", ["out", "data.path", "train_ldm.tracker", "denoiser.name", "autoencoder.multipliers"])
 def test_an_interpolation_is_refused_and_not_resolved(tmp_path, monkeypatch, key, value):
+    """Fault 4."""
     monkeypatch.setenv("HOME", "a-secret")
     section, _, name = key.partition(".")
     texts = [f"{section}: {{{name}: '{value}'}}\n", f"{section}: {{{name}: ['{value}']}}\n"] if name else []

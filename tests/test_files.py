@@ -69,6 +69,7 @@ def test_files_get_the_permissions_that_the_umask_asks_for(tmp_path, mask):
 
 @pytest.mark.parametrize("damage", ["flip", "cut", "remove", "no manifest", "torn manifest"])
 def test_a_damaged_folder_is_refused_and_the_file_named(tmp_path, damage):
+    """Fault 7."""
     fill(tmp_path / "model")
     path = tmp_path / "model" / "sub" / "b.txt"
     manifest = tmp_path / "model" / "manifest.json"
@@ -91,6 +92,7 @@ def test_a_damaged_folder_is_refused_and_the_file_named(tmp_path, damage):
     [b"", b"<!doctype html>", b"version https://git-lfs.github.com/spec/v1\n", b"\x80\x04cos\nsystem\n", None],
 )
 def test_what_is_no_safetensors_file_is_refused_by_name(tmp_path, content):
+    """Fault 7."""
     path = tmp_path / "weights.safetensors"
     if content is not None:
         path.write_bytes(content)
@@ -99,6 +101,7 @@ def test_what_is_no_safetensors_file_is_refused_by_name(tmp_path, content):
 
 
 def test_a_truncated_safetensors_file_is_refused_by_name(tmp_path):
+    """Fault 7."""
     path = tmp_path / "weights.safetensors"
     save_tensors({"w": torch.ones(100)}, path)
     tear(path)
@@ -125,6 +128,7 @@ def test_tensors_come_back_exactly_and_only_floats_are_halved(tmp_path):
     ],
 )
 def test_weights_of_another_network_are_refused_by_key_and_shape(tmp_path, change, says):
+    """Fault 8."""
     weights = dict(two_layers().state_dict())
     change(weights)
     save_tensors(weights, tmp_path / "here.safetensors")

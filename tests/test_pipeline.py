@@ -70,6 +70,7 @@ def draw(model, prompts, size=(16, 16), **options):
 @pytest.mark.parametrize("sampler", SAMPLERS)
 @pytest.mark.parametrize("denoiser", DENOISERS)
 def test_an_image_is_the_same_alone_and_in_a_batch_of_eight(models, denoiser, sampler, scale):
+    """Fault 35."""
     model = models[denoiser]
     sampling = Sampling().but(f"sampler={sampler}", "sample.steps=4", f"guidance.scale={scale}", "sample.batch=8")
     together = draw(model, PROMPTS, seed=5, sampling=sampling)

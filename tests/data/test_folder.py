@@ -82,6 +82,7 @@ def test_class_folders_give_captions_when_there_are_no_others(tmp_path: Path) ->
 
 
 def test_pictures_without_a_caption_are_left_out_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault 27."""
     fill(tmp_path, 3)
     paint(tmp_path / "bare.png")
     paint(tmp_path / "blank.png").with_suffix(".txt").write_text("\ufeff  \n")
@@ -106,6 +107,7 @@ def test_no_folder_and_no_pictures_are_errors_that_name_the_path(tmp_path: Path)
 
 @pytest.mark.parametrize("name", ["../b.png", "/etc/b.png", "sub/../../b.png"])
 def test_metadata_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
+    """Fault 28."""
     fill(tmp_path, 2)
     (tmp_path / "metadata.jsonl").write_text(json.dumps({"file_name": name, "text": "x"}))
     with pytest.raises(ValueError, match=f"metadata.jsonl, line 1: entry '{name}' leads out"):
@@ -122,6 +124,7 @@ def test_a_bad_line_of_metadata_is_named(tmp_path: Path, line: str) -> None:
 
 @pytest.mark.parametrize("target", ["outside.png", "outside"])
 def test_links_out_of_the_folder_are_refused(tmp_path: Path, target: str) -> None:
+    """Fault 28."""
     root = fill(tmp_path / "root", 2)
     paint(tmp_path / "outside.png"), (tmp_path / "outside").mkdir()
     (root / "link.png").symlink_to(tmp_path / target)
@@ -139,6 +142,7 @@ def test_links_inside_the_folder_and_hidden_files_do_no_harm(tmp_path: Path) -> 
 
 
 def test_a_broken_picture_is_replaced_by_the_next_good_one(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Fault 23."""
     fill(tmp_path, 20)
     (tmp_path / "003.png").write_bytes(b"not a picture")
     (tmp_path / "019.png").write_bytes((tmp_path / "019.png").read_bytes()[:100])
@@ -149,6 +153,7 @@ def test_a_broken_picture_is_replaced_by_the_next_good_one(tmp_path: Path, caplo
 
 
 def test_too_many_broken_pictures_are_an_error(tmp_path: Path) -> None:
+    """Fault 23."""
     fill(tmp_path, 20)
     for number in range(3):
         (tmp_path / f"{number:03d}.png").write_bytes(b"")
@@ -158,6 +163,7 @@ def test_too_many_broken_pictures_are_an_error(tmp_path: Path) -> None:
 
 
 def test_a_folder_of_broken_pictures_ends_with_an_error(tmp_path: Path) -> None:
+    """Fault 23."""
     fill(tmp_path, 3)
     for path in tmp_path.glob("*.png"):
         path.write_bytes(b"")

@@ -128,6 +128,7 @@ CUTS += ["between image and caption", "in the header of a caption", "in the data
 def test_a_cut_archive_gives_its_whole_samples_and_reports_the_lost(
     tmp_path: Path, cut: str, known: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """Fault 26."""
     write_shards(tmp_path, shards=1, each=10)
     tar = tmp_path / "000.tar"
     tar.write_bytes(tar.read_bytes()[: cut_points(tar)[cut]])
@@ -192,12 +193,14 @@ def test_a_whole_archive_is_not_reported(tmp_path: Path, caplog: pytest.LogCaptu
 
 @pytest.mark.parametrize("name", ["../evil.png", "/etc/evil.png", "a/../../evil.txt"])
 def test_members_that_lead_out_are_refused(tmp_path: Path, name: str) -> None:
+    """Fault 28."""
     write_tar(tmp_path / "0.tar", [*members_of(range(2)), (name, b"x")])
     with pytest.raises(ValueError, match=f"0.tar: entry '{name}' leads out"):
         build(tmp_path)
 
 
 def test_pickles_and_weights_are_never_read(tmp_path: Path) -> None:
+    """Fault 6."""
     extra = [(f"0000.{ending}", b"trap") for ending in ("pkl", "pth", "pt", "pyd", "pickle")]
     tar = write_tar(tmp_path / "0.tar", [*extra, *members_of(range(2)), ("alone.pkl", b"trap")])
     assert captions(build(tmp_path)) == ["picture 0", "picture 1"]

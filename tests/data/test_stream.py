@@ -122,6 +122,7 @@ def test_without_a_buffer_archives_are_read_in_order(tmp_path: Path) -> None:
 )
 @pytest.mark.parametrize("key", ["urls", "val_urls"])
 def test_a_pipe_is_refused_without_an_opt_in(tmp_path: Path, url: str, key: str) -> None:
+    """Fault 6."""
     with pytest.raises(ValueError, match="runs a shell command; set allow_pipe=true"):
         StreamConfig(**{key: url.format(tmp_path / "ran")})
     assert not (tmp_path / "ran").exists()
@@ -222,6 +223,7 @@ def test_ranks_share_no_archive_and_leave_none_out(tmp_path: Path, monkeypatch: 
 def test_fewer_archives_than_ranks_and_workers_is_an_error_on_every_rank(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """Fault 21."""
     urls = write_shards(tmp_path, shards=4)
     for rank in range(4):
         as_rank(monkeypatch, rank, ranks=4)

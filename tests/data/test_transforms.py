@@ -42,6 +42,7 @@ def rng(*seeds: int) -> np.random.Generator:
     "mode", ["1", "L", "P", "RGB", "CMYK", "YCbCr", "LAB", "HSV", "I", "F", "I;16", "RGBA", "LA", "PA"]
 )
 def test_every_mode_becomes_rgb_of_the_same_size(mode: str) -> None:
+    """Fault 25."""
     made = to_rgb(Image.new(mode, (5, 3)))
     assert (made.mode, made.size) == ("RGB", (5, 3))
 
@@ -65,12 +66,14 @@ def test_the_transparent_colour_of_a_palette_becomes_white() -> None:
 
 
 def test_cmyk_jpeg_keeps_its_colour() -> None:
+    """Fault 25."""
     red = read_image(encoded(Image.new("CMYK", (8, 8), (0, 255, 255, 0)), "JPEG", quality=100))
     assert np.abs(np.array(red.getpixel((4, 4))) - (255, 0, 0)).max() <= 4
 
 
 @pytest.mark.parametrize("kind", ["PNG", "TIFF"])
 def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
+    """Fault 25."""
     values = np.array([[0, 257, 32_896, 65_535]], dtype=np.uint16)
     read = read_image(encoded(Image.fromarray(values), kind))
     assert np.asarray(read)[0, :, 0].tolist() == [0, 1, 128, 255]
@@ -78,6 +81,7 @@ def test_16_bit_grey_is_scaled_and_not_clipped(kind: str) -> None:
 
 @pytest.mark.parametrize("turn", range(1, 9))
 def test_exif_rotation_is_applied(turn: int) -> None:
+    """Fault 25."""
     image = noise(6, 4)
     exif = Image.Exif()
     exif[0x0112] = turn
@@ -102,6 +106,7 @@ def png_header_of(width: int, height: int) -> bytes:
 
 @pytest.mark.parametrize("side", [10_000, 60_000])
 def test_a_decompression_bomb_is_broken(side: int) -> None:
+    """Fault 24."""
     with pytest.raises(BrokenSample, match="Bomb"):
         read_image(png_header_of(side, side))
 
@@ -218,6 +223,7 @@ def test_wrong_options_are_named_with_a_way_out(wrong: dict[str, object]) -> Non
     ],
 )
 def test_captions_are_cleaned(text: bytes, captions: list[str]) -> None:
+    """Fault 27."""
     assert clean_captions(text) == captions
 
 

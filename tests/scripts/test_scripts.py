@@ -110,6 +110,7 @@ def test_prompts_and_samples_come_in_order_each_with_the_next_seed(draw, tmp_pat
 
 
 def test_a_second_call_goes_on_numbering_and_overwrites_nothing(draw):
+    """Fault 31."""
     first = draw("--prompt", "a star", "a ring")
     kept = [path.read_bytes() for path in first]
     both = draw("--prompt", "a heart", "--grid")
@@ -118,6 +119,7 @@ def test_a_second_call_goes_on_numbering_and_overwrites_nothing(draw):
 
 
 def test_an_image_is_drawn_again_from_the_settings_in_it(draw, tmp_path):
+    """Fault 36."""
     settings = ("--sampler", "ddpm", "--steps", 3, "--scale", 2.5, "--negative-prompt", "blue", "--H", 48, "--W", 80)
     one = draw("--prompt", "a star", "a ring", "a heart", *settings, "--seed", 5)[1]
     (again,) = draw("--from-image", one, folder=tmp_path / "again")
@@ -223,6 +225,7 @@ def test_levels_found_for_a_model_are_written_with_it(chain, tmp_path):
 
 
 def test_any_prompt_gives_an_image_with_a_safe_name(draw):
+    """Fault 29."""
     prompts = ["", "🟥 звезда", "../../etc/passwd", "C:\\x", "x" * 5_000, "two\nlines", "%s {} $HOME"]
     images = draw("--prompt", *prompts)
     assert [path.name for path in images] == [f"{i:05d}.png" for i in range(len(prompts))]
@@ -250,6 +253,7 @@ def test_any_prompt_gives_an_image_with_a_safe_name(draw):
     ],
 )
 def test_a_mistake_is_told_in_one_line_before_anything_is_written(chain, tmp_path, args, says):
+    """Fault 30."""
     folder = tmp_path / "images"
     args = ("--ckpt", chain.model, "--outdir", folder, *args.split())
     assert_one_line(call("txt2img.py", *args), says)

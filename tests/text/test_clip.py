@@ -110,6 +110,7 @@ def test_a_compact_vocabulary_gives_the_states_of_the_full_table(text: ClipText)
 
 
 def test_captions_cut_to_the_context_length_are_counted() -> None:
+    """Fault 27."""
     encoder = compact()
     cond = encoder(["red " * 60, "blue"])
     encoder(["green " * 60])
@@ -176,6 +177,7 @@ def test_weights_that_could_be_of_either_activation_are_warned_of(monkeypatch: p
 
 
 def test_missing_weights_of_a_tag_offline_name_the_tag_and_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Fault 32."""
     asked = []
 
     def unreachable(url: str, timeout: float) -> None:
@@ -206,6 +208,7 @@ class Intruder:
 
 @pytest.mark.usefixtures("named")
 def test_a_pickle_offered_as_weights_is_refused_and_not_run(tmp_path: Path) -> None:
+    """Fault 5."""
     path, trace = tmp_path / "weights.pt", tmp_path / "ran"
     torch.save({"token_embedding.weight": Intruder(trace)}, path)
     with pytest.raises(ValueError, match=r"weights\.pt .*could run code"):

@@ -54,6 +54,7 @@ def test_rotation_keeps_the_newest(tmp_path, keep):
 
 @pytest.mark.parametrize("keep", [1, 2])
 def test_rotation_never_drops_the_last_whole_checkpoint(tmp_path, keep):
+    """Fault 12."""
     save(tmp_path, 4, 6, 8)
     for path in saved(tmp_path)[1:]:
         tear(path / "weights.safetensors")
@@ -62,6 +63,7 @@ def test_rotation_never_drops_the_last_whole_checkpoint(tmp_path, keep):
 
 
 def test_a_failed_save_keeps_the_checkpoints_that_are_there(tmp_path, monkeypatch):
+    """Fault 11."""
     save(tmp_path, 2)
 
     def full(*_):
@@ -75,6 +77,7 @@ def test_a_failed_save_keeps_the_checkpoints_that_are_there(tmp_path, monkeypatc
 
 
 def test_a_broken_checkpoint_is_named_and_passed_over(tmp_path):
+    """Fault 13."""
     save(tmp_path, 2, 4)
     tear(saved(tmp_path)[-1] / "weights.safetensors")
     warnings = []
@@ -83,6 +86,7 @@ def test_a_broken_checkpoint_is_named_and_passed_over(tmp_path):
 
 
 def test_what_is_no_checkpoint_is_ignored(tmp_path):
+    """Fault 14."""
     assert newest(tmp_path / "not" / "there") is None
     save(tmp_path, 2)
     for stray in ("step-notes", "step-3.old", ".step-00000004.77.partial", "other"):

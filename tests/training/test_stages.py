@@ -13,7 +13,7 @@ from ldm.data.loader import first_batches
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.prompts import CATEGORIES, prompt_set
 from ldm.files import BrokenFile, read_tensors
-from ldm.folders import load_autoencoder, load_classifier, load_model
+from ldm.folders import load_autoencoder, load_classifier, load_model, load_text
 from ldm.parts import frozen_stages
 from ldm.run import Run
 from ldm.stages import (
@@ -130,12 +130,14 @@ def test_a_missing_stage_that_is_no_shipped_network_is_asked_for(tmp_path, shipp
     ],
 )
 def test_a_run_does_not_go_on_with_what_would_not_be_the_same_run(trained, tiny, change, says):
+    """Fault 16."""
     run = load(Run, None, [*tiny, "cache.use=always", f"out={trained.out}", "train_ldm.steps=6", change])
     with pytest.raises(ValueError, match=says):
         train_ldm(run, CPU)
 
 
 def test_a_run_does_not_go_on_with_another_number_of_processes(trained, tiny, monkeypatch):
+    """Fault 16."""
     monkeypatch.setattr("accelerate.Accelerator.num_processes", 2)
     run = load(Run, None, [*tiny, f"out={trained.out}", "train_autoencoder.steps=6"])
     with pytest.raises(ValueError, match=r"another number of processes \(1, now 2\)"):
@@ -185,11 +187,16 @@ def test_captions_are_cached_once(trained):
         assert len(file.get_tensor("pooled")) == len(captions)
 
 
-def test_a_cache_of_another_data_set_or_autoencoder_is_refused(trained):
+def test_a_cache_of_another_data_set_text_encoder_or_autoencoder_is_refused(trained):
+    """Fault 34."""
     run, autoencoder, text = frozen_stages(trained, CPU)
     other = load(Run, None, ["data.seed=9", "data.length=64"]).data.build("train")
     with pytest.raises(StaleCache, match="data set"):
         cache_latents(run, autoencoder, text, other)
+    changed = load_text(Path(run.out, "text"))
+    next(changed.parameters()).data += 1
+    with pytest.raises(StaleCache, match="text encoder"):
+        cache_latents(run, autoencoder, changed, run.data.build("train"))
     autoencoder.mean += 1
     with pytest.raises(StaleCache, match="autoencoder"):
         cache_latents(run, autoencoder, text, run.data.build("train"))
@@ -323,6 +330,7 @@ def test_an_autoencoder_starts_from_that_of_the_base_model(trained, tmp_path, ti
 
 
 def test_a_base_model_of_another_shape_is_refused(trained, tmp_path, tiny):
+    """Fault 9."""
     run = load(Run, None, [*tiny, f"base={trained.out}/model", f"out={tmp_path}", "denoiser.depth=2"])
     with pytest.raises(ValueError, match="denoiser.safetensors"):
         train_ldm(run, CPU)

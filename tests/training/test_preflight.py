@@ -1,0 +1,106 @@
+"""Dry runs: what a training will take, told beforehand, with nothing left behind."""
+
+import re
+
+import pytest
+import torch
+from conftest import TINY
+from faulty import LineTask, trainer
+from processes import SCRIPTS, Script
+
+from ldm.training import preflight as module
+from ldm.training.preflight import Plan, check_disk, in_bytes, in_time, preflight, told_if_memory_runs_out
+
+TRAININGS = [*sorted(path.name for path in SCRIPTS.glob("train_*.py")), "cache_latents.py"]
+UNTRAINED = [override for override in TINY if not override.startswith(("autoencoder.", "text."))]  # shipped stages
+
+
+def contents(folder):
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
+
+
+@pytest.mark.parametrize("script", TRAININGS)
+def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(script, tmp_path, monkeypatch):
+    (tmp_path / "tmp").mkdir()
+    monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
+    (tmp_path / "run").mkdir()
+    own = TINY if "autoencoder" in script or "clip" in script else UNTRAINED
+    options = [*own, "cache.use=always", f"out={tmp_path / 'run'}", "--dry-run"]
+    before = contents(tmp_path / "run")
+    with Script(script, *options, output=tmp_path / "said") as process:
+        status, said = process.ended()
+    assert status == 0, said
+    assert contents(tmp_path / "run") == before and not list((tmp_path / "tmp").glob("ldm-*"))
+    assert said.rstrip().endswith("a dry run: nothing was written")
+    if script in ("train_ldm.py", "cache_latents.py"):
+        assert re.search(r"the latent cache would take about [\d.]+ kB and \d+ s \(from 8 of 64\)", said)
+    if script != "cache_latents.py":
+        told = ("parameters", "FLOPs", "memory", "speed", "time", "disk")
+        assert [line.split()[0] for line in said.split("dry run of ")[1].splitlines()[1:7]] == [*told]
+
+
+def plan(tmp_path, **settings):
+    return preflight(lambda folder: trainer(folder, LineTask(), **settings), tmp_path / "scratch", tmp_path)
+
+
+def test_the_figures_are_those_of_the_network(tmp_path):
+    found = plan(tmp_path, batch=8, steps=1_000, keep=3)
+    weights = 4 * 8 + 8 + 8 + 1
+    assert (found.parameters, found.trained) == (weights, weights)
+    # two a multiplication and addition: forward, then the gradients of weights and, but for the first layer, of inputs
+    assert found.flops == 2 * (2 * 4 * 8 + 3 * 8)
+    assert found.seconds == pytest.approx(1_000 * 8 / found.images_per_second)
+    made = trainer(tmp_path / "real", LineTask(), batch=8, steps=1)
+    made.run()
+    written = sum(path.stat().st_size for path in (tmp_path / "real/state/step-00000001").glob("*.safetensors"))
+    assert found.checkpoint < written < found.checkpoint + 3 * 2_000  # a header for each of three files
+    assert found.disk == 4 * found.checkpoint + 4 * weights
+
+
+def test_frozen_parameters_count_as_not_trained(tmp_path):
+    task = LineTask()
+    task.network.first.requires_grad_(False)
+    found = preflight(lambda folder: trainer(folder, task), tmp_path / "scratch", tmp_path)
+    assert (found.parameters, found.trained) == (49, 9)
+
+
+def test_what_has_no_room_on_the_disk_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "disk_usage", lambda path: type("Usage", (), {"free": 1_000})())
+    with pytest.raises(ValueError, match=r"line's training takes .* kB of disk and .* has 1 kB free: try a lower keep"):
+        plan(tmp_path)
+    with pytest.raises(ValueError, match="cache.use=never"):
+        check_disk(2_000, tmp_path / "not" / "there", "the cache", "cache.use=never does without")
+    check_disk(1_000, tmp_path / "not" / "there", "the cache", "")
+
+
+@pytest.mark.parametrize(
+    "error", [torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB"), MemoryError(), "allocator"]
+)
+def test_what_has_no_room_in_memory_is_refused(error):
+    told = pytest.raises(ValueError, match="does not fit into the memory .* half of batch and twice of accumulate")
+    with told, told_if_memory_runs_out(1 << 28):
+        if isinstance(error, str):
+            torch.ones(1 << 40, dtype=torch.uint8)
+        raise error
+    torch.ones(1 << 29, dtype=torch.uint8)  # the limit is off again
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory():
+    with pytest.raises(RuntimeError, match="shapes"), told_if_memory_runs_out(1 << 30):
+        raise RuntimeError("shapes do not fit")
+
+
+def test_a_container_limits_the_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "CGROUP", tmp_path)
+    free = module.free_memory()
+    (tmp_path / "memory.max").write_text("3000\n")
+    (tmp_path / "memory.current").write_text("1000\n")
+    assert module.free_memory() == 2000 < free
+    (tmp_path / "memory.max").write_text("max\n")
+    assert module.free_memory() > 2000
+
+
+def test_numbers_are_told_in_units():
+    assert [in_bytes(size) for size in (512, 2.5e6, 3e9)] == ["0.512 kB", "2.5 MB", "3 GB"]
+    assert [in_time(seconds) for seconds in (5, 600, 36_000)] == ["5 s", "10 min", "10.0 h"]
+    assert str(Plan("x", 1, 1, 1, 1, 1, 1.0, 1.0, 1, 1, 1)).count("\n") == 6
