@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from conftest import TINY
 from processes import Script
+from tqdm import tqdm
 
 from ldm.files import check_folder, read_tensors, settled
 from ldm.training.checkpoint import newest
@@ -37,7 +38,7 @@ def soak(folder: Path, kills: int, seed: int = 0) -> dict[str, Any]:
     run_to_the_end(settings, whole, folder)
     sizes = [path.stat().st_size for path in newest(state(whole)).rglob("*.safetensors")]
     killed, back, mid_save = Counter(), 0, 0
-    for number in range(kills):
+    for number in tqdm(range(kills), desc="kills"):
         kind = KINDS[number % len(KINDS)]
         before, reached = step_of(out), last_step(out)
         limit = rng.randrange(min(sizes) // 2, max(sizes)) if kind == "full disk" else 0
