@@ -33,5 +33,9 @@ test: .venv/installed
 soak: .venv/installed
 	$(PY) tests/soak.py --kills 100
 
+# Bytes from strangers at random: 2,000 new ones of each kind, where the tests take 20 that are always the same.
+fuzz: .venv/installed
+	LDM_FUZZ=2000 $(PY) -m pytest tests/test_fuzz.py
+
 clean:
 	rm -rf .venv runs outputs

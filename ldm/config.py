@@ -14,7 +14,6 @@ from typing import Any, TypeVar, get_type_hints
 
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
-from yaml import YAMLError
 
 Table = Mapping[str, type]
 T = TypeVar("T")
@@ -22,6 +21,9 @@ T = TypeVar("T")
 
 class ConfigError(ValueError):
     """A mistake in a configuration; its message is one line that names the key and the way out."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(" ".join(message.splitlines()))  # a value may be of several lines
 
 
 def choice(table: Table, name: str, **overrides: Any) -> Any:
@@ -132,10 +134,10 @@ def _read(path: Path) -> dict[str, Any]:
     try:
         node = OmegaConf.load(path)
         given = OmegaConf.to_container(node, resolve=False)
-    except (YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+    except Exception as error:  # the readers of YAML raise nearly anything on senseless text
         mark = getattr(error, "problem_mark", None)
         where = f"{path}, line {mark.line + 1}" if mark else str(path)
-        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or str(error).splitlines()[0]}") from error
+        raise ConfigError(f"{where}: {getattr(error, 'problem', None) or _first_line(error)}") from error
     if not isinstance(given, dict) or not given:
         raise ConfigError(f"{path}: the file is empty or not a table of sections")
     return {str(key): value for key, value in given.items()}
@@ -157,7 +159,7 @@ def _override(given: dict[str, Any], text: str) -> None:
     parts = key.split(".")
     try:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text.partition('=')[2]}"]))["value"]  # type: ignore[index, call-overload]
-    except (YAMLError, OmegaConfBaseException) as error:
+    except Exception as error:
         raise ConfigError(f"'{text}': the value is not readable as YAML") from error
     if len(parts) == 1 or parts[1] == "name":
         given[parts[0]] = {"name": value} if len(parts) > 1 else value
@@ -218,4 +220,4 @@ def _scalar(value: Any, kind: Any, key: str) -> Any:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).splitlines()[0]
+    return (str(error).splitlines() or [type(error).__name__])[0]

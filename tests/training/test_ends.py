@@ -46,8 +46,8 @@ def test_a_save_that_is_killed_leaves_the_checkpoint_before_and_the_torn_one_is_
     assert [path.name for path in folder.iterdir() if path.name.endswith(".partial")], "it was not within a save"
     warnings = []
     assert newest(folder, warn=warnings.append).name == "step-00000002" and not warnings
-    save(folder, 4)
-    assert [path.name for path in folder.iterdir()] == ["step-00000004"]  # what was torn is swept up
+    save(folder, 6)
+    assert [path.name for path in folder.iterdir()] == ["step-00000006"]  # what was torn is swept up
 
 
 @pytest.mark.parametrize("find", [settled, check_folder, lambda folder: fill(folder, "third")])
