@@ -1,0 +1,62 @@
+"""Arithmetic, not measurement: what training the large configurations takes on many GPUs. Needs no GPU itself.
+
+python benchmarks/scaling.py --peak 312 --use 0.35 --link 25
+"""
+
+import argparse
+from pathlib import Path
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from ldm.config import load
+from ldm.run import Run
+from ldm.types import Condition
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+NAMES = ("stream_dit_xl", "shards_unet")
+TEXT_WIDTH, TEXT_TOKENS = 768, 77  # of CLIP ViT-L/14, which both read
+BYTES = {"weights": 4, "gradients": 4, "their buckets": 4, "AdamW": 8, "average": 4}  # a parameter, in float32
+
+
+def cost(run: Run) -> tuple[int, int]:
+    """Parameters of the run's denoiser, and the FLOPs of training on one image; on torch's "meta" device."""
+    factor = run.autoencoder.patch * 2 ** (len(run.autoencoder.multipliers) - 1)
+    channels, side = run.autoencoder.channels, run.data.size // factor
+    widths = {"text_width": TEXT_WIDTH, "pooled_width": TEXT_WIDTH}
+    with torch.device("meta"), FlopCounterMode(display=False) as counter:
+        network = run.denoiser.build(channels=channels, out_channels=channels, **widths)
+        x, tokens = torch.randn(1, channels, side, side), torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
+        cond = Condition(tokens, torch.randn(1, TEXT_WIDTH), torch.ones(1, TEXT_TOKENS, dtype=torch.bool))
+        network(x, torch.rand(1), cond).sum().backward()
+    return sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--peak", type=float, default=312.0, help="TFLOP/s of one GPU in bfloat16; an A100's")
+    parser.add_argument("--use", type=float, default=0.35, help="share of the peak that is reached, an assumption")
+    parser.add_argument("--link", type=float, default=25.0, help="GB/s of one GPU's link to the others")
+    args = parser.parse_args()
+    print("| configuration | parameters | FLOPs an image | GPUs | images a second | step | exchange | steps | days |")
+    print("| --- | --- | --- | --- | --- | --- | --- | --- | --- |")
+    memory = []
+    for name in NAMES:
+        run = load(Run, CONFIGS / f"{name}.yaml")
+        parameters, flops = cost(run)
+        for gpus in (8, 64):
+            rate = gpus * args.peak * 1e12 * args.use / flops
+            step = gpus * run.train_ldm.batch * run.train_ldm.accumulate / rate
+            exchange = 2 * 4 * parameters * (gpus - 1) / gpus / (args.link * 1e9)  # a ring's all-reduce in float32
+            days = run.train_ldm.steps * (step + exchange) / 86_400  # none of the exchange is hidden
+            print(
+                f"| {name} | {parameters / 1e6:.1f} M | {flops / 1e9:.0f} G | {gpus} | {rate:.0f} | {step:.2f} s | "
+                f"{exchange:.2f} s | {run.train_ldm.steps:,} | {days:.1f} |"
+            )
+        held = ", ".join(f"{part} {size * parameters / 1e9:.1f} GB" for part, size in BYTES.items())
+        memory.append(f"{name}: {held}; {sum(BYTES.values()) * parameters / 1e9:.1f} GB in all")
+    print("\nmemory of each GPU, before activations and the frozen parts", *memory, sep="\n")
+
+
+if __name__ == "__main__":
+    main()
