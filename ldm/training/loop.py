@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable, Iterator, Set
 from contextlib import nullcontext
 from functools import partial
-from math import inf
+from math import inf, isfinite
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -158,33 +158,34 @@ class Trainer:
     def train_step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """One optimizer step; the loss, the task's figures and the gradient's norm."""
         config, engine = self.config, self.accelerator
-        total = torch.zeros((), device=engine.device)
         figures: dict[str, Tensor] = {}
-        broken = False
+        micro: list[tuple[Any, int, Tensor]] = []  # batch, seed and loss of each micro-step
         for i in range(config.accumulate):
             batch = next(batches)
             seed = _seed(config.seed, self.step * config.accumulate + i, engine.process_index)
             torch.manual_seed(seed)  # for dropout and posterior draws
-            if not broken:
-                rerun = partial(self._rerun, batch, seed)
             exchange = nullcontext() if i == config.accumulate - 1 else engine.no_sync(self.wrapped)
             with exchange:
                 with engine.autocast():
                     loss, figures = self.task.loss(self.wrapped, batch, seed)
                 engine.backward(loss / config.accumulate)
-            total += loss.detach() / config.accumulate
-            broken = not all_finite(total)
+            micro.append((batch, seed, loss.detach()))
         norm = engine.clip_grad_norm_(self.network.parameters(), config.clip or float("inf"))
         self.step += 1
-        self._update(norm, broken, rerun)
-        if self.spiked(total.item()):
-            self._write({"loss_spike": total.item()})
+        total = torch.stack([loss for *_, loss in micro]).mean()
+        value = total.item()
+        self._update(norm, isfinite(value), micro)
+        if self.spiked(value):
+            self._write({"loss_spike": value})
         return {"loss": total, **figures, "gradient_norm": norm}
 
-    def _update(self, norm: Tensor, broken: bool, rerun: Callable[[], Tensor]) -> None:
-        """Step optimizer, schedule and average, unless any rank's loss is ``broken`` or the ``norm`` is not finite."""
+    def _update(self, norm: Tensor, sound: bool, micro: list[tuple[Any, int, Tensor]]) -> None:
+        """Step optimizer, schedule and average where every rank's loss is ``sound`` and the gradient's ``norm`` finite.
+
+        ``micro`` has batch, seed and loss of each micro-step, to find out what went wrong.
+        """
         overflow = not all_finite(norm)  # the same on all ranks, which have exchanged gradients
-        finite = not (self._any_rank(broken) or overflow)
+        finite = not (self._any_rank(not sound) or overflow)
         if finite or (overflow and self.accelerator.scaler is not None):  # fp16's scaler skips, and must see why
             self.opt.step()
         if finite:
@@ -195,14 +196,16 @@ class Trainer:
         if not finite:
             self._write({"skipped": self.skipped})
         if self.skipped >= MAX_SKIPPED:
+            where = culprit(self.network, partial(self._rerun, micro))
             raise FloatingPointError(
                 f"{self.task.name}: loss or gradient was not finite for {self.skipped} steps in a row (step "
-                f"{self.step}): {culprit(self.network, rerun)}; lower lr ({self.config.lr}) or set precision=fp32"
+                f"{self.step}): {where}; lower lr ({self.config.lr}) or set precision=fp32"
             )
         self.opt.zero_grad(set_to_none=True)
 
-    def _rerun(self, batch: Any, seed: int) -> Tensor:
-        """The loss over ``batch`` once more, of the network without its wrappers."""
+    def _rerun(self, micro: list[tuple[Any, int, Tensor]]) -> Tensor:
+        """The first loss of ``micro`` that is not finite, or the last, once more, without the network's wrappers."""
+        batch, seed, _ = next((each for each in micro if not all_finite(each[2])), micro[-1])
         torch.manual_seed(seed)
         with self.accelerator.autocast():
             return self.task.loss(self.network, batch, seed)[0]
