@@ -9,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
-FORKS = multiprocessing.get_context("forkserver")
+FORKS = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
 PATIENCE = 240  # seconds; the machine may be busy
 
 

@@ -56,7 +56,7 @@ def test_n_and_n_steps_are_two_n_bit_for_bit(parts, tmp_path, stage):
     The generators of all libraries are left in another state each time: nothing depends on them.
     """
     whole = trained(stage, parts, tmp_path / "whole", 2, workers=0)
-    for workers in (0, 2):
+    for workers in (0, 2) if stage == "autoencoder" else (2,):  # reading is the same code for every stage
         out = tmp_path / f"{workers} workers"
         trained(stage, parts, out, 1, workers)
         halves = trained(stage, parts, out, 2, workers)
