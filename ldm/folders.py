@@ -4,6 +4,7 @@
     autoencoder/  config.yaml  manifest.json  autoencoder.safetensors
     text/  config.json  manifest.json  text.safetensors
     classifier/  config.yaml  manifest.json  made_from.json  classifier.safetensors
+    prior/  config.yaml  manifest.json  made_from.json  prior.safetensors
 
 ``config.yaml`` is the fully resolved configuration of the run that trained the part. Weights are half precision on
 disk and single precision in memory.
@@ -19,10 +20,12 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
+from ldm.autoencoders.codes import num_codes
 from ldm.config import load, to_yaml
 from ldm.denoisers.classifier import Classifier
 from ldm.files import BrokenFile, check_folder, load_weights, save_tensors, settled, whole_folder
 from ldm.pipeline import TextToImage
+from ldm.priors import CodePrior
 from ldm.run import Run
 from ldm.text.clip import ClipText
 from ldm.types import Schedule
@@ -80,6 +83,29 @@ def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
     network = run.classifier.build(model.autoencoder.channels)
     load_weights(network, folder / "classifier.safetensors")
     return network.requires_grad_(False).eval().to(model.device)
+
+
+def save_prior(network: CodePrior, run: Run, autoencoder: str, folder: Path) -> None:
+    """``autoencoder`` is the fingerprint of the one whose codes it knows."""
+    with whole_folder(folder) as staged:
+        (staged / CONFIG).write_text(to_yaml(run))
+        (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")
+        save_tensors(network.state_dict(), staged / "prior.safetensors", torch.float16)
+
+
+def load_prior(folder: Path, autoencoder: Autoencoder) -> CodePrior:
+    """The prior in ``folder``, frozen, on the device of ``autoencoder``, whose codes it must know.
+
+    Raises:
+        BrokenFile: a file is missing, damaged, or of another shape.
+        ValueError: it knows the codes of another autoencoder, or this one has none.
+    """
+    check_folder(folder)
+    if json.loads((folder / MADE_FROM).read_text())["autoencoder"] != fingerprint(autoencoder):
+        raise ValueError(f"{folder} was trained on the codes of another autoencoder; train one with train_prior.py")
+    network = load(Run, folder / CONFIG).prior.build(num_codes(autoencoder.bottleneck))
+    load_weights(network, folder / "prior.safetensors")
+    return network.requires_grad_(False).eval().to(autoencoder.mean.device)
 
 
 def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: str) -> None:

@@ -42,11 +42,16 @@ def start_denoiser(base: Path, network: nn.Module, autoencoder: Autoencoder) -> 
     print(f"the denoiser starts from {base}")
 
 
-def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
-    """The autoencoder and the text encoder that the denoiser builds on, and the run as it is with them."""
+def frozen_autoencoder(run: Run, device: torch.device) -> tuple[Run, Autoencoder]:
+    """The autoencoder that a stage builds on, and the run as it is with it."""
     folder = _stage(run, "autoencoder", "scripts/train_autoencoder.py")
     autoencoder, made_by = load_autoencoder(folder, device)
-    run = replace(run, autoencoder=made_by.autoencoder, bottleneck=made_by.bottleneck)
+    return replace(run, autoencoder=made_by.autoencoder, bottleneck=made_by.bottleneck), autoencoder
+
+
+def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
+    """The autoencoder and the text encoder that the denoiser builds on, and the run as it is with them."""
+    run, autoencoder = frozen_autoencoder(run, device)
     if run.text.model:
         text = run.text.build(run.data.size).to(device)
     else:

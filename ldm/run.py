@@ -12,6 +12,7 @@ from ldm.denoisers import DENOISERS
 from ldm.denoisers.classifier import ClassifierConfig
 from ldm.diffusion import SCHEDULES, TARGETS, TIMES, WEIGHTS, ProcessConfig
 from ldm.diffusion.guidance import GuidanceConfig
+from ldm.priors import PriorConfig
 from ldm.samplers import SAMPLERS
 from ldm.sampling import SampleConfig, Sampling
 from ldm.text import TEXT_ENCODERS
@@ -54,6 +55,7 @@ class Run(Sampling):
     weight: Any = choice(WEIGHTS, "plain")  # of the training loss, by noise level
     times: Any = choice(TIMES, "uniform")  # at which a batch is trained
     classifier: ClassifierConfig = section(ClassifierConfig)
+    prior: PriorConfig = section(PriorConfig)  # of the codes of a first stage that has some
     cache: CacheConfig = section(CacheConfig)
     train_autoencoder: TrainConfig = section(
         TrainConfig, steps=12_000, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
@@ -74,6 +76,9 @@ class Run(Sampling):
     )
 
     train_classifier: TrainConfig = section(
+        TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
+    )
+    train_prior: TrainConfig = section(
         TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
 

@@ -3,6 +3,7 @@
     <out>/autoencoder/   the first stage          <out>/cache/      latents and text states
     <out>/text/          the text encoder         <out>/model/      everything that txt2img needs
     <out>/classifier/    of noised latents, for classifier guidance
+    <out>/prior/         of the codes of the first stage
     <out>/model-best/    the model at its best score, where it is scored while it trains
     <out>/training/<stage>/  log, sample grids, curves, and the checkpoints that a run resumes from
 
@@ -22,6 +23,7 @@ from torch.utils.data import IterableDataset
 from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
+from ldm.autoencoders.codes import num_codes
 from ldm.config import to_yaml
 from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
 from ldm.data.loader import first_batches
@@ -37,10 +39,12 @@ from ldm.folders import (
     save_autoencoder,
     save_classifier,
     save_model,
+    save_prior,
     save_text,
 )
-from ldm.parts import frozen_stages, start_autoencoder, start_denoiser
+from ldm.parts import frozen_autoencoder, frozen_stages, start_autoencoder, start_denoiser
 from ldm.pipeline import TextToImage
+from ldm.priors import CodePrior
 from ldm.run import Run
 from ldm.text.clip import ClipText
 from ldm.text.vocabulary import Vocabulary
@@ -52,6 +56,7 @@ from ldm.training.denoiser import DenoiserTask
 from ldm.training.loop import Task, Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import check_disk, in_bytes, in_time, preflight
+from ldm.training.prior import PriorTask, codes_of
 from ldm.training.start import PLAIN, UNREAD, Start
 
 VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
@@ -143,6 +148,29 @@ def train_classifier(run: Run, device: torch.device, start: Start = PLAIN) -> Pa
 
     task = ClassifierTask(network, autoencoder, schedule, *data, config, save)
     _train(task, config, run, device, {**made_from, "list of words": str(run.classifier.words)}, start)
+    return folder
+
+
+def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
+    """Train a prior over the codes of the run's autoencoder; returns its folder.
+
+    Raises:
+        ValueError: the autoencoder has no codes, or too many.
+    """
+    config, folder = run.train_prior, Path(run.out) / "prior"
+    torch.manual_seed(config.seed)
+    num_codes(run.bottleneck.build(run.autoencoder.channels))  # refused before one is looked for
+    run, autoencoder = frozen_autoencoder(run, device)
+    network = run.prior.build(num_codes(autoencoder.bottleneck))
+    train = codes_of(autoencoder, run.data.build("train"), run.prior.pictures, config)
+    val = codes_of(autoencoder, run.data.build("val"), config.validate_samples, config)
+    made_from = {"autoencoder": fingerprint(autoencoder), "number of pictures": str(run.prior.pictures)}
+
+    def save(net: CodePrior) -> None:
+        save_prior(net, run, made_from["autoencoder"], folder)
+
+    task = PriorTask(network, autoencoder, train, val, config, save)
+    _train(task, config, run, device, made_from, start)
     return folder
 
 

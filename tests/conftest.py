@@ -30,10 +30,13 @@ TINY = (
     "cache.batch=16",
     "classifier.width=16",
     "classifier.blocks=1",
+    "prior.width=16",
+    "prior.layers=2",
+    "prior.pictures=32",
     "train_ldm.score_every=0",
     *(
         f"{stage}.{setting}"
-        for stage in ("train_autoencoder", "train_clip", "train_ldm", "train_classifier")
+        for stage in ("train_autoencoder", "train_clip", "train_ldm", "train_classifier", "train_prior")
         for setting in (
             "steps=4",
             "batch=8",

@@ -14,13 +14,20 @@ FREE = {
 }
 DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}  # sections that no training step reads
 UNREAD = {  # sections that a stage's training does not read either
-    "autoencoder": {"text", "denoiser", "schedule", "process", "weight", "times", "classifier"},
+    "autoencoder": {"text", "denoiser", "schedule", "process", "weight", "times", "classifier", "prior"},
     "clip": {
-        *("autoencoder", "bottleneck", "reconstruction", "robustness", "denoiser", "classifier"),
+        *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "robustness"),
+        *("denoiser", "classifier", "prior", "schedule", "process", "weight", "times"),
+    },
+    "denoiser": {"decoder_only", "reconstruction", "robustness", "classifier", "prior"},
+    "classifier": {
+        *("decoder_only", "reconstruction", "robustness", "text", "denoiser", "prior"),
+        *("process", "weight", "times"),
+    },
+    "prior": {
+        *("decoder_only", "reconstruction", "robustness", "text", "denoiser", "classifier"),
         *("schedule", "process", "weight", "times"),
     },
-    "denoiser": {"reconstruction", "robustness", "classifier"},
-    "classifier": {"reconstruction", "robustness", "text", "denoiser", "process", "weight", "times"},
 }
 
 
