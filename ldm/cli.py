@@ -25,6 +25,7 @@ SHORT = {  # options of their own for what is asked for most
     "scale": "guidance.scale",
     "eta": "sampler.eta",
     "batch": "sample.batch",
+    "tile": "sample.tile",
 }
 EXAMPLES = """
 values of the configuration are set by key=value after the options:
@@ -41,6 +42,7 @@ def add_sampling(parser: Any) -> None:
     parser.add_argument("--scale", "--guidance_scale", help="classifier-free guidance; 1 is none")
     parser.add_argument("--eta", "--ddim_eta", help="noise of a sampler that has it, ddim: 0 none, 1 as ddpm")
     parser.add_argument("--batch", help="images drawn at once; does not change them")
+    parser.add_argument("--tile", help="pixels a side of what is decoded at once, for large images; 0 is all")
     parser.add_argument(
         "--set",
         action="extend",

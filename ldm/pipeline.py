@@ -81,6 +81,8 @@ class TextToImage:
         """
         sampling = sampling or self.sampling
         latent_size = self.latent_size(size or self.size)
+        if sampling.sample.tile:
+            self.autoencoder.tile_places(sampling.sample.tile)  # refuses a tile that is too small before drawing
         shape = (self.autoencoder.channels, *latent_size)
         null = self._text([negative])
         for first in range(0, len(prompts), sampling.sample.batch):
@@ -94,7 +96,7 @@ class TextToImage:
                     denoise = steer(denoise, part)
                 grid = sampling.grid(self.process.schedule, sampling.sample.steps)
                 latent = walk(sampling.sampler, _counted(denoise, grid, progress), grid, noise)
-                images = self.autoencoder.decode(latent).float().cpu()
+                images = self.autoencoder.decode(latent, tile=sampling.sample.tile).float().cpu()
             yield from zip(images.split(1), seeds, strict=True)
 
     @torch.no_grad()

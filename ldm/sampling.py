@@ -15,11 +15,14 @@ class SampleConfig:
 
     steps: int = 50  # noise levels that the sampler visits
     batch: int = 16  # images drawn at once; does not change them
+    tile: int = 0  # pixels a side of what is decoded at once, in overlapping tiles; 0 is the whole batch
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        if self.tile < 0:
+            raise ValueError(f"tile {self.tile} is not at least 0; try tile=512, or tile=0 for the whole")
 
 
 @dataclass

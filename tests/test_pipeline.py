@@ -90,6 +90,15 @@ def test_the_number_of_images_drawn_at_once_changes_nothing(model, batch):
         torch.testing.assert_close(a, b, atol=1e-5, rtol=0)
 
 
+def test_decoding_in_tiles_draws_the_same_but_for_faint_seams(model):
+    factor = model.autoencoder.factor
+    size, tiled = (40 * factor, 32 * factor), model.sampling.but(f"sample.tile={16 * factor}")
+    usual, other = draw(model, PROMPTS[:1], size=size), draw(model, PROMPTS[:1], size=size, sampling=tiled)
+    assert 0 < (usual - other).abs().mean() < 0.1
+    with pytest.raises(ValueError, match=r"tile 1 is too small"):
+        draw(model, PROMPTS[:1], size=size, sampling=model.sampling.but("sample.tile=1"))
+
+
 def test_the_same_call_draws_the_same_image_whatever_was_drawn_before(model):
     first = draw(model, PROMPTS[:2])
     torch.manual_seed(99), torch.rand(7)

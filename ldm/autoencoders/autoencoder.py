@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from ldm.autoencoders.blocks import NORMS, Stack, decoder, encoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Code
+from ldm.autoencoders.tiles import LEAST_PLACES, tiled
 from ldm.config import nearest
 
 
@@ -76,8 +77,10 @@ class Autoencoder(nn.Module):
         code: Code = self.bottleneck(self.encoder(image), image[0].numel())
         return self.decoder(code.z), code
 
-    def encode(self, image: Tensor) -> Tensor:
+    def encode(self, image: Tensor, *, tile: int = 0) -> Tensor:
         """Latents (B, C, H / f, W / f), scaled as ``measure`` says: the posterior's mean, and not quantised.
+
+        With ``tile``, from tiles of at most so many pixels a side, one at a time (``ldm.autoencoders.tiles``).
 
         Raises:
             ValueError: the image's sides are not multiples of the factor.
@@ -86,17 +89,32 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"image of {image.shape[3]} x {image.shape[2]} pixels: sides must be multiples of {self.factor}"
             )
+        if tile:
+            return tiled(self.encode, image, self.tile_places(tile), channels=self.channels, shrink=self.factor)
         z = self.bottleneck.mode(self.encoder(image))
         return (z.float() - self.mean) / self.std
 
-    def decode(self, latent: Tensor, *, clamp: bool = True) -> Tensor:
+    def decode(self, latent: Tensor, *, clamp: bool = True, tile: int = 0) -> Tensor:
         """Images (B, 3, f h, f w) from latents (B, C, h, w) as ``encode`` gives them.
 
         They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere. Where the bottleneck has codes,
-        the latent is quantised first.
+        the latent is quantised first. ``tile`` is as for ``encode``.
         """
-        image: Tensor = self.decoder(self.bottleneck.settle(latent * self.std + self.mean))
+        image: Tensor
+        if tile:
+            whole = partial(self.decode, clamp=False)
+            image = tiled(whole, latent, self.tile_places(tile), channels=3, grow=self.factor)
+        else:
+            image = self.decoder(self.bottleneck.settle(latent * self.std + self.mean))
         return image.clamp(-1, 1) if clamp else image
+
+    def tile_places(self, tile: int) -> int:
+        """The side of a tile of that many pixels in places of the latent; a ValueError where that is too small."""
+        if tile < LEAST_PLACES * self.factor:
+            raise ValueError(
+                f"tile {tile} is too small for a factor of {self.factor}; try tile={64 * self.factor}, or 0 for none"
+            )
+        return tile // self.factor
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:
