@@ -42,13 +42,18 @@ class Settings:
 
 
 def save_image(image: Image.Image, settings: Settings, folder: Path, number: int) -> tuple[Path, int]:
+    """Write ``image`` with its settings as ``save_numbered`` does; returns the path and the number."""
+    info = PngInfo()
+    info.add_itxt("parameters", settings.parameters())
+    info.add_itxt(CHUNK, json.dumps(asdict(settings), ensure_ascii=False))
+    return save_numbered(image, folder, number, info)
+
+
+def save_numbered(image: Image.Image, folder: Path, number: int, info: PngInfo | None = None) -> tuple[Path, int]:
     """Write ``image`` under the first free number from ``number`` on; returns the path and that number.
 
     The file is made exclusively, so an image that another program writes meanwhile is not overwritten.
     """
-    info = PngInfo()
-    info.add_itxt("parameters", settings.parameters())
-    info.add_itxt(CHUNK, json.dumps(asdict(settings), ensure_ascii=False))
     while True:
         path = folder / f"{number:05d}.png"
         try:

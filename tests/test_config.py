@@ -10,7 +10,8 @@ from ldm.denoisers import DENOISERS
 from ldm.run import Run
 from ldm.training.optim import TrainConfig
 
-CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.yaml"))
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").rglob("*.yaml"))
+FIRST_STAGES = [path for path in CONFIGS if path.parent.name == "first_stages"]
 TABLES = [(f.name, name) for f in fields(Run) for name in f.metadata.get("table", ())]
 CHECKED = ["train_ldm", "sample", "data", "autoencoder", "denoiser", "cache"]
 
@@ -54,6 +55,17 @@ def test_values_are_read_as_yaml():
     assert run.autoencoder.multipliers == [1, 2]
     assert run.train_ldm.lr == 1e-3 and run.train_ldm.compile is True
     assert run.out == "a b=c"
+
+
+@pytest.mark.parametrize("path", FIRST_STAGES, ids=lambda path: path.stem)
+def test_the_first_stages_of_the_table_differ_in_what_their_row_says_alone(path):
+    run, common = load(Run, path), load(Run, path.parents[1] / "shapes_unet.yaml")
+    assert run.autoencoder == replace(common.autoencoder, channels=run.autoencoder.channels)
+    assert (run.data, run.reconstruction) == (common.data, common.reconstruction)
+    assert run.train_autoencoder == replace(common.train_autoencoder, steps=1_500, ema=0.99)
+    assert run.out == f"runs/first_stages/{path.stem}"
+    others = [load(Run, other) for other in FIRST_STAGES if other != path]
+    assert all((run.bottleneck, run.robustness) != (other.bottleneck, other.robustness) for other in others)
 
 
 @pytest.mark.parametrize(("section", "name"), TABLES)

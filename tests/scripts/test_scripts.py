@@ -1,23 +1,20 @@
 """The scripts as a user calls them: the whole chain, the options of txt2img.py, mistakes, and a run that is stopped."""
 
 import hashlib
-import io
 import json
 import os
 import re
-import runpy
 import shutil
 import signal
 import subprocess
 import sys
 import time
-from contextlib import redirect_stderr, redirect_stdout
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from calls import SCRIPTS, assert_one_line, call
 from conftest import TINY
 from PIL import Image
 
@@ -32,20 +29,7 @@ from ldm.sampling import Sampling
 from ldm.training.checkpoint import newest
 from ldm.training.log import read
 
-SCRIPTS = Path(__file__).parents[2] / "scripts"
 CHAIN = ("train_autoencoder.py", "train_clip.py", "cache_latents.py", "train_ldm.py", "train_classifier.py")
-
-
-def call(script, *args):
-    """(exit status, output, errors) of a script, run in this process."""
-    out, err, status = io.StringIO(), io.StringIO(), 0
-    with pytest.MonkeyPatch.context() as patch, redirect_stdout(out), redirect_stderr(err):
-        patch.setattr(sys, "argv", [script, *map(str, args)])
-        try:
-            runpy.run_path(str(SCRIPTS / script), run_name="__main__")
-        except SystemExit as end:
-            status = end.code
-    return status, out.getvalue(), err.getvalue()
 
 
 @pytest.fixture(scope="module")
@@ -75,13 +59,6 @@ def draw(chain, tmp_path):
 def pixels(path):
     with Image.open(path) as image:
         return np.asarray(image).astype(int)
-
-
-def assert_one_line(result, says):
-    status, _, errors = result
-    assert status == 2
-    assert errors.startswith("error: ") and errors.count("\n") == 1
-    assert says in errors
 
 
 @pytest.mark.parametrize("script", sorted(path.name for path in SCRIPTS.glob("*.py")))
