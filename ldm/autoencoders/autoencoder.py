@@ -11,7 +11,7 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoders.blocks import NORMS, Stack, decoder, encoder
+from ldm.autoencoders.blocks import AT_LATENT_SIZE, NORMS, Stack, decoder, encoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Code
 from ldm.autoencoders.tiles import LEAST_PLACES, tiled
 from ldm.config import nearest
@@ -59,6 +59,7 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, bottleneck: Bottleneck) -> None:
         super().__init__()
         self.channels, self.factor = config.channels, config.factor
+        self.width = config.width * config.multipliers[-1]  # of what is of the latent's size
         widths = [config.width * multiplier for multiplier in config.multipliers]
         stack = Stack(
             widths, config.blocks, config.patch, config.attention, partial(NORMS[config.norm], groups=config.groups)
@@ -80,7 +81,8 @@ class Autoencoder(nn.Module):
     def encode(self, image: Tensor, *, tile: int = 0) -> Tensor:
         """Latents (B, C, H / f, W / f), scaled as ``measure`` says: the posterior's mean, and not quantised.
 
-        With ``tile``, from tiles of at most so many pixels a side, one at a time (``ldm.autoencoders.tiles``).
+        With ``tile``, all that is larger than the latent is made of tiles of at most so many pixels a side, one at a
+        time (``ldm.autoencoders.tiles``). What works at the latent's size, attention above all, sees it whole.
 
         Raises:
             ValueError: the image's sides are not multiples of the factor.
@@ -89,9 +91,12 @@ class Autoencoder(nn.Module):
             raise ValueError(
                 f"image of {image.shape[3]} x {image.shape[2]} pixels: sides must be multiples of {self.factor}"
             )
+        fine, coarse = self.encoder[: -AT_LATENT_SIZE["encoder"]], self.encoder[-AT_LATENT_SIZE["encoder"] :]
         if tile:
-            return tiled(self.encode, image, self.tile_places(tile), channels=self.channels, shrink=self.factor)
-        z = self.bottleneck.mode(self.encoder(image))
+            h = tiled(fine, image, self.tile_places(tile), channels=self.width, shrink=self.factor)
+        else:
+            h = fine(image)
+        z = self.bottleneck.mode(coarse(h))
         return (z.float() - self.mean) / self.std
 
     def decode(self, latent: Tensor, *, clamp: bool = True, tile: int = 0) -> Tensor:
@@ -100,12 +105,13 @@ class Autoencoder(nn.Module):
         They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere. Where the bottleneck has codes,
         the latent is quantised first. ``tile`` is as for ``encode``.
         """
+        coarse, fine = self.decoder[: AT_LATENT_SIZE["decoder"]], self.decoder[AT_LATENT_SIZE["decoder"] :]
+        h = coarse(self.bottleneck.settle(latent * self.std + self.mean))
         image: Tensor
         if tile:
-            whole = partial(self.decode, clamp=False)
-            image = tiled(whole, latent, self.tile_places(tile), channels=3, grow=self.factor)
+            image = tiled(fine, h, self.tile_places(tile), channels=3, grow=self.factor)
         else:
-            image = self.decoder(self.bottleneck.settle(latent * self.std + self.mean))
+            image = fine(h)
         return image.clamp(-1, 1) if clamp else image
 
     def tile_places(self, tile: int) -> int:

@@ -116,6 +116,9 @@ def middle(stack: Stack) -> nn.Sequential:
     return nn.Sequential(ResBlock(width, width, norm), *mixing, ResBlock(width, width, norm))
 
 
+AT_LATENT_SIZE = {"encoder": 4, "decoder": 2}  # parts that work there: an encoder's last, a decoder's first
+
+
 def encoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     """(B, in, H, W) -> (B, out, H / f, W / f) with f = patch * 2^(len(widths) - 1)."""
     widths, _, patch, _, norm = stack

@@ -1,5 +1,8 @@
 """Large pictures in bounded memory: one after another, each in overlapping tiles that are blended.
 
+A tile's result is that of the whole picture where the network looks no farther than the tile's margin. Group norms look
+at all of a tile: there tiles differ in their tones, and blending only makes the change gradual.
+
 Legend: B batch, C channels, H W size, n tiles along an axis.
 """
 
@@ -24,7 +27,7 @@ class Span(NamedTuple):
 
 
 def spans(length: int, tile: int, grow: int = 1) -> list[Span]:
-    """Tiles of about ``tile`` places, spread evenly over ``length``, each place ``grow`` of the result.
+    """Tiles of ``tile`` places, spread evenly over ``length``, each place ``grow`` of the result.
 
     Where two tiles overlap, the weight of one falls on a line as that of the other rises, over the middle half of what
     they share. What is no longer than a tile is one.
@@ -33,22 +36,19 @@ def spans(length: int, tile: int, grow: int = 1) -> list[Span]:
         return [Span(0, length, torch.ones(length * grow))]
     overlap = int(tile * OVERLAP)
     n = -(-(length - overlap) // (tile - overlap))
-    starts = [
-        i * (length - tile) // (n - 1) // 2 * 2 for i in range(n)
-    ]  # even: codes of two levels are of 2 x 2 places
-    stops = [*(start + tile for start in starts[:-1]), length]
+    starts = [i * (length - tile) // (n - 1) for i in range(n)]
     places = torch.arange(length * grow) + 0.5
     heights = torch.full((n, length * grow), torch.inf)
     for i in range(n):  # the distance from the tile's edges, but for those of the whole
         if i > 0:
             heights[i] = places - grow * starts[i]
         if i < n - 1:
-            heights[i] = heights[i].minimum(grow * stops[i] - places)
+            heights[i] = heights[i].minimum(grow * (starts[i] + tile) - places)
     heights = (heights - grow * overlap * MARGIN).clamp(min=0)  # (n, length grow)
     weights = heights / heights.sum(dim=0)
     return [
-        Span(start, stop, row[grow * start : grow * stop])
-        for start, stop, row in zip(starts, stops, weights, strict=True)
+        Span(start, start + tile, row[grow * start : grow * (start + tile)])
+        for start, row in zip(starts, weights, strict=True)
     ]
 
 
