@@ -73,17 +73,24 @@ def true_pictures(prompts: list[Prompt], size: int = 64, seed: int = SEED) -> Pi
 
 
 @torch.inference_mode()
-def through(autoencoder: Autoencoder, pictures: Pictures) -> Pictures:
-    """The pictures (N, S, S, 3) encoded and decoded."""
-    device = autoencoder.mean.device
+def through(autoencoder: Autoencoder, pictures: Pictures, noise: float = 0.0) -> Pictures:
+    """The pictures (N, S, S, 3) encoded and decoded, with normal noise of std ``noise`` on the latents between."""
+    device, generator = autoencoder.mean.device, torch.Generator().manual_seed(SEED)
     images = from_bytes(torch.from_numpy(pictures).permute(0, 3, 1, 2))  # (N, 3, S, S)
-    decoded = [autoencoder.decode(autoencoder.encode(part.to(device))) for part in images.split(AT_ONCE)]
+    decoded = []
+    for part in images.split(AT_ONCE):
+        latent = autoencoder.encode(part.to(device))  # (B, C, h, w)
+        wrong = noise * torch.randn(latent.shape, generator=generator)
+        decoded.append(autoencoder.decode(latent + wrong.to(device)))
     return to_bytes(torch.cat(decoded))
 
 
-def ceiling(prompts: list[Prompt], autoencoder: Autoencoder, size: int = 64) -> Score:
-    """The score of true pictures that went through ``autoencoder``: what a perfect denoiser would reach."""
-    return mark(prompts, through(autoencoder, true_pictures(prompts, size))).score
+def ceiling(prompts: list[Prompt], autoencoder: Autoencoder, size: int = 64, noise: float = 0.0) -> Score:
+    """The score of true pictures that went through ``autoencoder``: what a perfect denoiser would reach.
+
+    With ``noise``, of a denoiser whose latents are wrong by so much; latents have a standard deviation of about 1.
+    """
+    return mark(prompts, through(autoencoder, true_pictures(prompts, size), noise)).score
 
 
 def floor(prompts: list[Prompt], scenes: list[Scene]) -> Score | None:

@@ -387,6 +387,14 @@ def test_the_ceiling_of_an_autoencoder_that_loses_nothing_is_the_score_of_true_p
     assert ceiling(prompts, Identity()) == mark(prompts, pictures).score
 
 
+def test_noise_on_the_latents_is_of_the_size_asked_for_and_the_same_each_time(benchmark):
+    _, pictures = benchmark
+    gray = np.full_like(pictures, 128)
+    noised = through(Identity(), gray, noise=0.2)
+    assert noised.astype(float).std() / 127.5 == pytest.approx(0.2, rel=0.02)
+    assert np.array_equal(noised, through(Identity(), gray, noise=0.2))
+
+
 def test_the_ceiling_of_an_autoencoder_that_loses_everything_is_zero(benchmark):
     prompts, _ = benchmark
     assert ceiling(prompts[::10], Blank()).overall.hits == 0
