@@ -12,9 +12,11 @@ from typing import Any
 import torch
 
 from ldm.config import load, to_yaml
-from ldm.pipeline import DTYPES
+from ldm.folders import load_classifier, load_model
+from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
+from ldm.steering import by_classifier, by_worse_model, in_turn
 from ldm.training.signals import Terminated, terminating
 from ldm.training.start import Start
 
@@ -53,6 +55,30 @@ def add_sampling(parser: Any) -> None:
     )
     parser.add_argument("--device", default="", help=DEVICE_HELP)
     parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; fp32 if left out")
+
+
+def add_steering(parser: Any) -> None:
+    """Options of what else than the prompt steers."""
+    parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="steer by a classifier of noised latents")
+    parser.add_argument("--classifier-scale", type=float, default=1.0, help="how much, 1 if left out")
+    parser.add_argument("--worse", type=Path, metavar="FOLDER", help="steer away from an earlier or smaller model")
+    parser.add_argument("--worse-scale", type=float, default=1.5, help="how far, 1 is not at all; 1.5 if left out")
+
+
+def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer | None, str]:
+    """What the options steer ``model`` by, and that in words; None and "" where they do not.
+
+    Raises:
+        ValueError: the classifier or the other model is of other latents or noise levels.
+    """
+    steers, words = [], []
+    if args.classifier:
+        steers.append(by_classifier(load_classifier(args.classifier, model), args.classifier_scale))
+        words.append(f"{args.classifier.resolve().name}, scale {args.classifier_scale:g}")
+    if args.worse:
+        steers.append(by_worse_model(model, load_model(args.worse, model.device), args.worse_scale))
+        words.append(f"away from {'/'.join(args.worse.resolve().parts[-2:])}, scale {args.worse_scale:g}")
+    return (in_turn(steers) if steers else None), "; ".join(words)
 
 
 def given_sampling(args: argparse.Namespace) -> list[str]:

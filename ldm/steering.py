@@ -1,5 +1,7 @@
 """Wishes besides the prompt: what else may change what a denoiser says. Each is a ``Steer`` for ``TextToImage``."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
@@ -10,6 +12,17 @@ from ldm.diffusion.process import unit
 from ldm.folders import check_same, latent_fingerprint
 from ldm.pipeline import Steer, TextToImage
 from ldm.types import Denoise, Level
+
+
+def in_turn(steers: Sequence[Steer]) -> Steer:
+    """All of ``steers``, each on what the one before it makes of the denoiser."""
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        for each in steers:
+            denoise = each(denoise, prompts)
+        return denoise
+
+    return steer
 
 
 def by_classifier(classifier: Classifier, scale: float) -> Steer:

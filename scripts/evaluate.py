@@ -9,7 +9,15 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
-from ldm.cli import SHORT, add_sampling, device_of, given_sampling, one_line_errors
+from ldm.cli import (
+    SHORT,
+    add_sampling,
+    add_steering,
+    device_of,
+    given_sampling,
+    given_steering,
+    one_line_errors,
+)
 from ldm.config import load, to_dict
 from ldm.evaluation.benchmark import read_folder
 from ldm.evaluation.evaluation import Drawer, score_model, score_pictures, with_general, with_held_out, with_sweeps
@@ -42,7 +50,9 @@ def parse() -> argparse.Namespace:
     what.add_argument("--sweep-prompts", type=int, default=10, metavar="N", help="a category at each value; 10")
     what.add_argument("--likelihood", action="store_true", help="also how likely held-out latents are: minutes")
     what.add_argument("--seed", type=int, default=0, help="of the first picture, 0 if left out; the next count up by 1")
-    add_sampling(parser.add_argument_group("how to draw (the model's own settings where left out)"))
+    how = parser.add_argument_group("how to draw (the model's own settings where left out)")
+    add_sampling(how)
+    add_steering(how)
     more = parser.add_argument_group("the field's other metrics (extra: pip install -e '.[eval]')")
     more.add_argument("--general", action="store_true", help="also FID, KID, CLIP score and the autoencoder's figures")
     more.add_argument("--reference", type=Path, metavar="DIR", help="true pictures; else drawn ones of the prompts")
@@ -73,7 +83,8 @@ def main() -> None:
     what: dict[str, Any] = {"prompts": f"{len(prompts)} ({args.prompts or 'the benchmark'}, {asked})"}
     model = None
     if args.images:
-        if args.model or given or args.sweep or args.likelihood or args.precision or args.device:
+        drawing_options = (args.model, given, args.precision, args.device, args.classifier, args.worse)
+        if any(drawing_options) or args.sweep or args.likelihood:
             raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
         report = score_pictures(prompts, read_folder(args.images, len(prompts)), {"model": str(args.images), **what})
         write_report(out, report)
@@ -82,8 +93,10 @@ def main() -> None:
         model = load_model(folder, device_of(args.device))
         model.sampling = model.sampling.but(*given)
         sweeps = read_sweeps(args.sweep, model.sampling)
-        draw, run = Drawer(model, args.seed, args.precision or "fp32"), load(Run, folder / CONFIG)
-        report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **what})
+        steer, steering = given_steering(args, model)
+        draw, run = Drawer(model, args.seed, args.precision or "fp32", steer), load(Run, folder / CONFIG)
+        steered = {"steering": steering} if steering else {}
+        report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing
         few = prompts if args.prompts else prompt_set(args.sweep_prompts)
         report = with_sweeps(report, draw, few, sweeps)

@@ -9,16 +9,15 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
+from ldm.cli import add_sampling, add_steering, device_of, given_sampling, given_steering, one_line_errors
 from ldm.config import from_dict, to_dict
 from ldm.data.transforms import to_images
 from ldm.files import make_writable
-from ldm.folders import load_classifier, load_model, shipped_model
+from ldm.folders import load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
 from ldm.pictures import grid
 from ldm.pipeline import TextToImage
 from ldm.sampling import Sampling
-from ldm.steering import by_classifier
 
 
 def parse() -> argparse.Namespace:
@@ -35,8 +34,7 @@ def parse() -> argparse.Namespace:
     how = parser.add_argument_group("how (the model's own settings where left out)")
     how.add_argument("--ckpt", type=Path, metavar="FOLDER", help="a model folder; the shipped model if left out")
     add_sampling(how)
-    how.add_argument("--classifier", type=Path, metavar="FOLDER", help="steer by a classifier of noised latents")
-    how.add_argument("--classifier-scale", type=float, default=1.0, help="how much, 1 if left out")
+    add_steering(how)
     where = parser.add_argument_group("where to")
     where.add_argument(
         "--outdir", "--out", type=Path, default=Path("outputs"), help="folder of the images; outputs if left out"
@@ -68,12 +66,12 @@ def main() -> None:
     if model.text.truncated:
         cut, most = model.text.truncated, model.text.context_length
         print(f"note: prompts cut to the {most} tokens that the model reads: {cut}", file=sys.stderr)
-    steer, steering = None, ""
-    if args.classifier:
-        steer = by_classifier(load_classifier(args.classifier, model), args.classifier_scale)
-        steering = f"{args.classifier.resolve().name}, scale {args.classifier_scale:g}"
+    steer, steering = given_steering(args, model)
     if again is not None and again.steering and not steering:
-        print(f"note: the image was steered ({again.steering}); give --classifier for the same", file=sys.stderr)
+        print(
+            f"note: the image was steered ({again.steering}); give --classifier or --worse for the same",
+            file=sys.stderr,
+        )
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
     images, paths, began = [], [], time.perf_counter()
     with tqdm(total=len(repeated) * sampling.sample.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:

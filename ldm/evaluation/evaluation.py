@@ -17,7 +17,7 @@ from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.report import Report
 from ldm.evaluation.score import Score, tally
 from ldm.evaluation.text_use import text_use
-from ldm.pipeline import TextToImage
+from ldm.pipeline import Steer, TextToImage
 from ldm.run import Run
 from ldm.types import Condition
 
@@ -32,6 +32,7 @@ class Drawer:
     model: TextToImage
     seed: int = 0
     precision: str = "fp32"
+    steer: Steer | None = None
 
     def __call__(self, prompts: list[Prompt], title: str, *overrides: str) -> Pictures:
         """The pictures (N, S, S, 3); ``overrides`` take the place of the model's own settings (``Sampling.but``)."""
@@ -44,6 +45,7 @@ class Drawer:
                 seed=self.seed,
                 precision=self.precision,
                 progress=bar.update,
+                steer=self.steer,
             )
 
 
