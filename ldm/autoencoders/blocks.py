@@ -72,7 +72,8 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         height = x.shape[2]
-        q, k, v = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
+        qkv = rearrange(self.qkv(self.norm(x)), "b (three c) h w -> three b 1 (h w) c", three=3)
+        q, k, v = qkv.contiguous()  # else no kernel takes them but the one that holds all (H W)^2 products
         h = F.scaled_dot_product_attention(q, k, v)  # (B, 1, H W, C)
         return x + self.out(rearrange(h, "b 1 (h w) c -> b c h w", h=height))
 

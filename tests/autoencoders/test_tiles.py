@@ -1,10 +1,14 @@
 """Large pictures in tiles: nothing is left out or counted twice, what is local comes out the same, seams are faint."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
+from ldm.autoencoders.blocks import NORMS, Attention
 from ldm.autoencoders.tiles import spans, tiled
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
@@ -94,6 +98,13 @@ def test_with_the_shipped_weights_no_seam_shows(large):
     torch.testing.assert_close(network.encode(large, tile=128), latent, atol=0.5, rtol=0)
     seams = (network.decode(latent, tile=128) - network.decode(latent)).abs()
     assert 0 < seams.mean() < GREY_LEVEL
+
+
+def test_attention_takes_memory_in_proportion_to_the_positions():
+    """It is fit for the kernel that never holds all their products, which alone is let run here."""
+    layer = Attention(8, partial(NORMS["group"], groups=4))
+    with torch.no_grad(), sdpa_kernel(SDPBackend.FLASH_ATTENTION):
+        layer(torch.randn(1, 8, 16, 16))
 
 
 def test_attention_sees_the_whole_picture_also_in_tiles():
