@@ -53,11 +53,12 @@ from ldm.training.checkpoint import saved
 from ldm.training.classifier import ClassifierTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
-from ldm.training.loop import Task, Trainer
+from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import check_disk, in_bytes, in_time, preflight
 from ldm.training.prior import PriorTask, codes_of
 from ldm.training.start import PLAIN, UNREAD, Start
+from ldm.training.task import Task
 
 VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
 

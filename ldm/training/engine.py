@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from ldm.training.optim import TrainConfig, resolve_precision
 
@@ -29,3 +30,15 @@ def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Acce
             file=sys.stderr,
         )
     return made
+
+
+def mean_of_ranks(engine: Accelerator, value: Tensor) -> float:
+    """The mean of ``value`` () over all processes."""
+    return float(engine.reduce(value.detach().float().to(engine.device), "mean"))
+
+
+def any_rank(engine: Accelerator, value: int) -> int:
+    """The highest ``value`` of all processes: 0 where all have 0, as where none has caught a signal."""
+    if engine.num_processes == 1:
+        return value
+    return int(engine.gather(torch.tensor([value], device=engine.device)).max())

@@ -34,11 +34,11 @@ class Spikes:
         return spike
 
 
-def culprit(network: nn.Module, rerun: Callable[[], Tensor]) -> str:
-    """Where numbers stop being finite, in words.
+def culprit(networks: dict[str, nn.Module], rerun: Callable[[], list[Tensor]]) -> str:
+    """Where numbers stop being finite, in words; modules are named with their network's key before them.
 
-    That is the first module of ``network`` with such an output when ``rerun``, which returns the loss, passes through
-    it, or, where all are finite, the last parameter with such a gradient: gradients run backwards.
+    That is the first module of ``networks`` with such an output when ``rerun``, which returns their losses, passes
+    through them, or, where all are finite, the last parameter with such a gradient: gradients run backwards.
     """
     found: list[str] = []
 
@@ -55,21 +55,29 @@ def culprit(network: nn.Module, rerun: Callable[[], Tensor]) -> str:
         return hook
 
     with ExitStack() as hooks:
-        for name, module in network.named_modules():
-            hooks.callback(module.register_forward_hook(watch(name or "the network")).remove)
-        loss = rerun()
-    return found[0] if found else _culprit_backwards(network, loss)
+        for key, network in networks.items():
+            for name, module in network.named_modules():
+                hooks.callback(module.register_forward_hook(watch(_named(key, name))).remove)
+        losses = rerun()
+    return found[0] if found else _culprit_backwards(networks, losses)
 
 
-def _culprit_backwards(network: nn.Module, loss: Tensor) -> str:
-    if not all_finite(loss):
-        return "all modules give finite outputs, but the loss is not"
-    trained = [(name, parameter) for name, parameter in network.named_parameters() if parameter.requires_grad]
-    gradients = torch.autograd.grad(loss, [parameter for _, parameter in trained], allow_unused=True)
+def _culprit_backwards(networks: dict[str, nn.Module], losses: list[Tensor]) -> str:
+    for key, loss in zip(networks, losses, strict=False):  # a network without a loss yet is among the last
+        if not all_finite(loss):
+            return f"all modules give finite outputs, but the loss is not ({_named(key)})"
+    named = [(_named(key, name), p) for key, network in networks.items() for name, p in network.named_parameters()]
+    trained = [(name, parameter) for name, parameter in named if parameter.requires_grad]
+    total = torch.stack(losses).sum()  # no loss moves another's network
+    gradients = torch.autograd.grad(total, [parameter for _, parameter in trained], allow_unused=True)
     for (name, _), gradient in reversed(list(zip(trained, gradients, strict=True))):
         if gradient is not None and not all_finite(gradient):
             return f"all outputs are finite; the first gradient that is not, from behind, is that of '{name}'"
     return "in this process all is finite: look at what the others say"
+
+
+def _named(key: str, name: str = "") -> str:
+    return ".".join(part for part in (key, name) if part) or "the network"
 
 
 def all_finite(values: Any) -> bool:

@@ -11,10 +11,8 @@ from shutil import disk_usage
 
 import psutil
 import torch
-from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.training import checkpoint
 from ldm.training.loop import Trainer
 
 TIMED = 2  # steps, after one that starts the loader and compiles
@@ -60,7 +58,8 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan
     with told_if_memory_runs_out(free):
         trainer = make(scratch / "training")
         task, config, device = trainer.task, trainer.config, trainer.accelerator.device
-        batches = task.batches(0, trainer.accelerator.process_index, trainer.accelerator.num_processes)
+        end = (config.steps - 1) * config.accumulate  # a term that joins later has joined by then
+        batches = task.batches(end, trainer.accelerator.process_index, trainer.accelerator.num_processes)
         flops = _flops(trainer, next(batches))
         trainer.train_step(batches)
         began = time.perf_counter()
@@ -68,9 +67,11 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan
             trainer.train_step(batches)
         seconds = (time.perf_counter() - began) / TIMED  # a step reads its gradient's norm: none is still under way
     images = config.batch * config.accumulate
-    parameters = list(task.network.parameters())
-    state = _bytes(trainer)
-    disk = (config.keep + 1) * state + 2 * 2 * sum(p.numel() for p in parameters)  # exports are halves, one is replaced
+    parameters = [parameter for learner in trainer.learners for parameter in learner.network.parameters()]
+    exported = 2 * sum(p.numel() for p in task.network.parameters())  # in half precision
+    held = [value for part in trainer.tensors().values() for value in part.values()]
+    state = sum(value.numel() * value.element_size() for value in held)
+    disk = (config.keep + 1) * state + 2 * exported  # while one is replaced there are two
     check_disk(disk, out, f"{task.name}'s training", f"try a lower keep ({config.keep})")
     return Plan(
         task.name,
@@ -157,19 +158,10 @@ def _peak_resident() -> int:
 def _flops(trainer: Trainer, batch: object) -> int:
     """Of a forward and a backward pass over ``batch``, without the loop's wrappers."""
     with FlopCounterMode(display=False) as counter:
-        with trainer.accelerator.autocast():
-            loss, _ = trainer.task.loss(trainer.network, batch, 0)
-        loss.backward()
-    trainer.network.zero_grad(set_to_none=True)
+        torch.stack(trainer.rerun(batch, 0)).sum().backward()
+    for learner in trainer.learners:
+        learner.network.zero_grad(set_to_none=True)
     return counter.get_total_flops()
-
-
-def _bytes(trainer: Trainer) -> int:
-    """Of a checkpoint's tensors."""
-    optimizer = checkpoint.optimizer_tensors(trainer.opt.optimizer, trainer.network)
-    average = trainer.average.state_dict() if trainer.average is not None else {}
-    held: list[Tensor] = [*trainer.network.state_dict().values(), *average.values(), *optimizer.values()]
-    return sum(value.numel() * value.element_size() for value in held)
 
 
 def _there(folder: Path) -> Path:

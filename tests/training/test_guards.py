@@ -26,13 +26,13 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_average_nor_sched
     batches = made.task.batches(0, 0, 1)
     for _ in range(2):
         made.train_step(batches)
-    before, rate = tensors(made), made.schedule.get_last_lr()
+    before, rate = tensors(made), made.learners[0].schedule.get_last_lr()
     made.train_step(batches)
     after = tensors(made)
     assert all(torch.equal(value, after[key]) for key, value in before.items())
-    assert made.schedule.get_last_lr() == rate and made.skipped == 1 and made.step == 3
+    assert made.learners[0].schedule.get_last_lr() == rate and made.skipped == 1 and made.step == 3
     made.train_step(batches)
-    assert made.skipped == 0 and made.schedule.get_last_lr() < rate
+    assert made.skipped == 0 and made.learners[0].schedule.get_last_lr() < rate
     assert not torch.equal(before["weights.first.weight"], made.network.first.weight)
 
 
@@ -44,8 +44,8 @@ def test_a_resumed_schedule_does_not_count_steps_that_were_skipped(tmp_path):
         made.train_step(batches)
     made._save()
     again = trainer(tmp_path, LineTask(), **settings)
-    assert (again.step, again.schedule.last_epoch) == (4, 2)
-    assert again.opt.param_groups[0]["lr"] == made.opt.param_groups[0]["lr"] == pytest.approx(0.8e-2)
+    assert (again.step, again.learners[0].schedule.last_epoch) == (4, 2)
+    assert again.learners[0].lr == made.learners[0].lr == pytest.approx(0.8e-2)
 
 
 @pytest.mark.parametrize("accumulate", [1, 2])
@@ -65,14 +65,18 @@ def of_line(network, x):
     return lambda: network(x).square().mean()
 
 
+def found_in(network, loss):
+    return culprit({"": network}, lambda: [loss()])
+
+
 def test_the_first_module_with_an_output_that_is_not_finite_is_named():
     network, x = Line(), torch.ones(2, 4)
     network.second.bias.data[0] = math.inf
-    assert "'second' (Linear), whose weights are not finite" in culprit(network, of_line(network, x))
-    assert "'first' (Linear), whose input is not finite" in culprit(network, of_line(network, x * math.nan))
+    assert "'second' (Linear), whose weights are not finite" in found_in(network, of_line(network, x))
+    assert "'first' (Linear), whose input is not finite" in found_in(network, of_line(network, x * math.nan))
     network = Line()
     network.first.weight.data[:] = 1e30
-    assert "'first' (Linear), from finite input" in culprit(network, of_line(network, x * 1e30))
+    assert "'first' (Linear), from finite input" in found_in(network, of_line(network, x * 1e30))
     assert not any(module._forward_hooks for module in network.modules())
 
 
@@ -84,10 +88,10 @@ def test_a_gradient_that_is_not_finite_is_traced_from_behind():
     network = nn.Sequential(nn.Linear(2, 2), Root(), nn.Linear(2, 1))
     for parameter in network[0].parameters():
         parameter.data.zero_()  # the root of 0 is finite, and its derivative is not
-    said = culprit(network, lambda: network(torch.ones(1, 2)).sum())
+    said = found_in(network, lambda: network(torch.ones(1, 2)).sum())
     assert "the first gradient that is not, from behind, is that of '0.bias'" in said
-    assert "the loss is not" in culprit(network, lambda: network(torch.ones(1, 2)).sum().log() * math.inf)
-    assert "in this process all is finite" in culprit(Line(), of_line(Line(), torch.ones(1, 4)))
+    assert "the loss is not" in found_in(network, lambda: network(torch.ones(1, 2)).sum().log() * math.inf)
+    assert "in this process all is finite" in found_in(Line(), of_line(Line(), torch.ones(1, 4)))
 
 
 def test_a_leap_of_the_loss_is_a_spike_and_its_usual_scatter_is_not():

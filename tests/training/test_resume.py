@@ -12,13 +12,19 @@ from faulty import LineTask, trainer
 from ldm.config import load, to_yaml
 from ldm.files import read_tensors
 from ldm.run import Run
-from ldm.stages import train_autoencoder, train_classifier, train_clip, train_ldm
+from ldm.stages import train_autoencoder, train_classifier, train_clip, train_ldm, train_prior
 from ldm.training.checkpoint import newest
 from ldm.training.optim import TrainConfig
 from ldm.training.start import DRAWING, FREE, UNREAD, Start, changes
 
 CPU = torch.device("cpu")
-STAGES = {"autoencoder": train_autoencoder, "clip": train_clip, "denoiser": train_ldm, "classifier": train_classifier}
+STAGES = {
+    "autoencoder": train_autoencoder,
+    "clip": train_clip,
+    "denoiser": train_ldm,
+    "classifier": train_classifier,
+    "prior": train_prior,
+}
 SECTION = {"denoiser": "train_ldm"}
 FILES = ("weights", "ema", "optimizer")
 
@@ -129,8 +135,8 @@ def test_an_optimizer_finds_its_tensors_by_name_where_the_parameters_come_in_ano
     assert order[0] == "second.weight"
     for name, parameter in made.network.named_parameters():
         theirs = dict(again.network.named_parameters())[name]
-        for key, value in made.opt.optimizer.state[parameter].items():
-            assert torch.equal(value, again.opt.optimizer.state[theirs][key]), (name, key)
+        for key, value in made.learners[0].opt.optimizer.state[parameter].items():
+            assert torch.equal(value, again.learners[0].opt.optimizer.state[theirs][key]), (name, key)
 
 
 def test_fp16s_scale_is_saved_and_put_back(tmp_path, monkeypatch):
@@ -144,7 +150,7 @@ def test_fp16s_scale_is_saved_and_put_back(tmp_path, monkeypatch):
     assert next_step["loss"].isfinite()
     first._save()
     again = with_scaler(2.0)
-    again._resume(again.opt.optimizer)
+    again._resume()
     assert again.accelerator.scaler.state_dict() == first.accelerator.scaler.state_dict()
 
 

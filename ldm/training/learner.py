@@ -1,0 +1,91 @@
+"""One network in training: its optimizer and learning rate, its wrapping for devices, its part of a checkpoint."""
+
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from ldm.files import load_weights, read_tensors
+from ldm.training import checkpoint
+from ldm.training.optim import TrainConfig, learning_rate, optimizer
+from ldm.training.task import Loss
+
+
+class Learner:
+    """``resume`` or not, then ``begin``, then for each step ``backward`` some times, ``clip`` and ``update``.
+
+    ``prefix`` sets its files and facts in a checkpoint apart.
+    """
+
+    def __init__(self, network: nn.Module, config: TrainConfig, accelerator: Accelerator, prefix: str = "") -> None:
+        self.config, self.accelerator, self.prefix = config, accelerator, prefix
+        self.network = network.to(accelerator.device)
+        self.opt: Any = optimizer(self.network, config)
+        self.resumed = 0  # updates that a checkpoint had
+
+    def resume(self, path: Path, state: dict[str, Any]) -> None:
+        """Take weights, optimizer and fp16's scale from the checkpoint in ``path``, with its ``state``."""
+        load_weights(self.network, path / f"{self.prefix}weights.safetensors")
+        held = read_tensors(path / f"{self.prefix}optimizer.safetensors")
+        checkpoint.load_optimizer(self.opt, self.network, held)
+        self.resumed = int(state.get(f"{self.prefix}updates", state["step"]))
+        if self.accelerator.scaler is not None and f"{self.prefix}scaler" in state:
+            self.accelerator.scaler.load_state_dict(state[f"{self.prefix}scaler"])
+
+    def begin(self) -> None:
+        """Set the learning rate to that of the next update, and wrap network and optimizer for device and processes."""
+        self.schedule = learning_rate(self.opt, self.config, self.resumed)
+        self.opt = self.accelerator.prepare_optimizer(self.opt)
+        network = torch.compile(self.network) if self.config.compile else self.network
+        self.wrapped: nn.Module = self.accelerator.prepare_model(network)
+
+    def backward(self, loss: Callable[[nn.Module], Loss | None], *, last: bool) -> Loss | None:
+        """Add the gradient of one micro-step's ``loss`` of the wrapped network, where there is one, and return it.
+
+        With the ``last`` micro-step of a step the processes exchange the sum.
+        """
+        with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
+            with self.accelerator.autocast():
+                found = loss(self.wrapped)
+            if found is not None:
+                self.accelerator.backward(found[0] / self.config.accumulate)
+        return found
+
+    def clip(self) -> Tensor:
+        """The gradient's norm (), the same on all processes, before it is brought down to the configured one."""
+        norm: Tensor = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip or float("inf"))
+        return norm.to(self.accelerator.device)  # that of no gradients lies on the CPU
+
+    def update(self, *, finite: bool, overflow: bool) -> None:
+        """Step optimizer and schedule, where all is ``finite``, and forget the gradient.
+
+        ``overflow`` says that a gradient is not finite.
+        """
+        if finite or (overflow and self.accelerator.scaler is not None):  # fp16's scaler skips, and must see why
+            self.opt.step()
+        if finite:
+            self.schedule.step()
+        self.opt.zero_grad(set_to_none=True)
+
+    @property
+    def lr(self) -> float:
+        """The learning rate of the next update."""
+        return float(self.opt.param_groups[0]["lr"])
+
+    def tensors(self) -> dict[str, dict[str, Tensor]]:
+        """What ``resume`` reads, by the name of its file."""
+        return {
+            f"{self.prefix}weights": self.network.state_dict(),
+            f"{self.prefix}optimizer": checkpoint.optimizer_tensors(self.opt.optimizer, self.network),
+        }
+
+    def facts(self) -> dict[str, Any]:
+        """What ``resume`` finds in the checkpoint's state."""
+        facts = {f"{self.prefix}updates": self.schedule.last_epoch}  # fewer than steps where some were skipped
+        if self.accelerator.scaler is not None:
+            facts[f"{self.prefix}scaler"] = self.accelerator.scaler.state_dict()
+        return facts

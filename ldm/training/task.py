@@ -1,0 +1,66 @@
+"""What the loop trains: a task and, where it has one, the rival of its network."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from ldm.training.optim import TrainConfig
+
+Loss = tuple[Tensor, dict[str, Tensor]]  # (), and figures for the log
+
+
+class Task(Protocol):
+    """What the loop trains. ``network`` is what is optimized; the loop passes it back wrapped for its device."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def learned(self) -> nn.Module:
+        """Holds what else the task has learned so far, for the checkpoints; an empty module where that is nothing."""
+        ...
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
+        """Endless batches of this rank from micro-step ``start`` on."""
+        ...
+
+    def loss(self, network: nn.Module, batch: Any, seed: int) -> Loss:
+        """The mean loss over ``batch`` and figures for the log; every random draw comes from ``seed``."""
+        ...
+
+    def validate(self, network: nn.Module) -> dict[str, float]:
+        """Figures on held-out data, with fixed noise and times."""
+        ...
+
+    def sample(self, network: nn.Module, picture: Path) -> None:
+        """Draw a grid of fixed samples into ``picture``."""
+        ...
+
+    def score(self, network: nn.Module) -> float | None:
+        """How good ``network`` is, the higher the better; None where nothing but ``validate`` measures it."""
+        ...
+
+    def export(self, network: nn.Module, *, best: bool = False) -> None:
+        """Write ``network`` where other programs load it from, or, as the ``best`` so far, beside that."""
+        ...
+
+
+class Rival(Protocol):
+    """A second network with an optimizer of its own, which learns after each micro-step of the task from the same."""
+
+    @property
+    def network(self) -> nn.Module: ...
+
+    @property
+    def config(self) -> TrainConfig:
+        """How it is optimized; its steps, batches and precision are the task's."""
+        ...
+
+    def loss(self, network: nn.Module) -> Loss | None:
+        """Its mean loss over the batch that the task's loss was just computed on; None where there is none yet."""
+        ...
