@@ -100,6 +100,8 @@ class Run(Sampling):
             )
         if getattr(self.sampler, "variance", "") == "learned" and not self.process.learned_variance:
             raise ValueError("sampler.variance=learned asks for what no network says without process.learned_variance")
+        if self.reconstruction.bernoulli and not self.autoencoder.bounded:
+            raise ValueError("reconstruction.bernoulli wants pictures inside (-1, 1); set autoencoder.bounded=true")
         try:
             self.grid(schedule, self.sample.steps)
         except ValueError as error:

@@ -11,7 +11,7 @@ from math import log2
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoders.blocks import AT_LATENT_SIZE, NORMS, Stack, decoder, encoder
+from ldm.autoencoders.blocks import AT_LATENT_SIZE, NORMS, Bound, Stack, decoder, encoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Code
 from ldm.autoencoders.tiles import LEAST_PLACES, tiled
 from ldm.config import nearest
@@ -29,6 +29,7 @@ class AutoencoderConfig:
     attention: bool = True  # in the middle, at the lowest resolution
     norm: str = "group"  # group | channel (each position by itself)
     groups: int = 32  # of each GroupNorm; channel norms have none
+    bounded: bool = False  # whether the decoder ends in a tanh, with pictures inside (-1, 1)
 
     def __post_init__(self) -> None:
         for name in ("channels", "width", "blocks", "patch", "groups"):
@@ -66,6 +67,8 @@ class Autoencoder(nn.Module):
         )
         self.encoder = encoder(3, bottleneck.features, stack)
         self.decoder = decoder(config.channels, 3, stack)
+        if config.bounded:
+            self.decoder.append(Bound())
         self.bottleneck = bottleneck
         last = self.encoder[-1]
         assert isinstance(last, nn.Conv2d)

@@ -100,6 +100,13 @@ class Upsample(nn.Module):
         return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C_out, 2 H, 2 W)
 
 
+class Bound(nn.Module):
+    """tanh in single precision, whose steps near -1 and 1 are fine enough for a probability there."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.float().tanh()
+
+
 class Stack(NamedTuple):
     """What encoder and decoder are built from."""
 

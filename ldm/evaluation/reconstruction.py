@@ -46,12 +46,14 @@ def ssim(images: Tensor, reference: Tensor) -> Tensor:
 class Lpips(nn.Module):
     """Perceptual distance (B,) of images (B, 3, H, W) in [-1, 1]: LPIPS 0.1 (Zhang et al. 2018, arXiv:1801.03924).
 
+    Its weights are frozen, and ``option`` is what names their file. Gradients go on into the images.
+
     Raises:
         MissingWeights: ``weights`` is no file or, where it is left out, torch's hub cache has none.
         ValueError: the backbone is unknown, the file holds another, or lpips is not installed.
     """
 
-    def __init__(self, weights: Path | None = None, backbone: str = "alex") -> None:
+    def __init__(self, weights: Path | None = None, backbone: str = "alex", *, option: str = "--lpips") -> None:
         from torchvision.models import get_model_weights
 
         with eval_extra():
@@ -60,7 +62,7 @@ class Lpips(nn.Module):
         if backbone not in BACKBONES:
             raise ValueError(f"LPIPS has no backbone '{backbone}'; {nearest(backbone, list(BACKBONES))}")
         url = get_model_weights(BACKBONES[backbone])["DEFAULT"].url
-        path = find_weights(weights, url, "--lpips")
+        path = find_weights(weights, url, option)
         held = read_weights(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lpips calls torchvision in a way that has become old

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ldm.autoencoders import Autoencoder, ReconstructionConfig, RobustnessConfig
 from ldm.autoencoders.penalties import contraction
 from ldm.data.loader import batches, first_batches
+from ldm.evaluation.reconstruction import Lpips
 from ldm.pictures import grid
 from ldm.training.optim import TrainConfig
 from ldm.types import Batch
@@ -32,7 +33,7 @@ class AutoencoderTask:
         save: Callable[[Autoencoder], None],
     ) -> None:
         self.network, self.learned, self.save = network, nn.Module(), save
-        self.reconstruction, self.robustness = reconstruction.build(), robustness
+        self.reconstruction, self.robustness = reconstruction.build(perceptual(reconstruction)), robustness
         self.train, self.config = train, config
         self.micro_step = 0  # the next one's number, over all runs: ``batches`` says where this one begins
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -47,7 +48,7 @@ class AutoencoderTask:
     def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
         image = batch.image.to(self.device)
         decoded, code = network(self.robustness.corrupted(image))
-        total, terms = self.reconstruction(image, decoded)
+        total, terms = self.reconstruction.to(self.device)(image, decoded)
         step = self.micro_step // self.config.accumulate
         self.micro_step += 1
         total = total + warmed(step, self.network.bottleneck.warmup) * code.penalty
@@ -100,6 +101,14 @@ class AutoencoderTask:
     @property
     def device(self) -> torch.device:
         return next(self.network.parameters()).device
+
+
+def perceptual(config: ReconstructionConfig) -> Lpips | None:
+    """LPIPS' network, frozen, where ``config`` gives it a weight; its file is found as in ``ldm.evaluation``."""
+    if not config.lpips:
+        return None
+    path = Path(config.lpips_weights).expanduser() if config.lpips_weights else None
+    return Lpips(path, config.lpips_backbone, option="reconstruction.lpips_weights").eval()
 
 
 def warmed(step: int, warmup: int) -> float:

@@ -5,19 +5,22 @@ from pathlib import Path
 import pytest
 import torch
 from torch import nn
+from torchvision.models import squeezenet1_1
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, Code, ReconstructionConfig, RobustnessConfig
 from ldm.config import load
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
+from ldm.evaluation.weights import MissingWeights
 from ldm.files import read_tensors
 from ldm.folders import load_autoencoder
 from ldm.parts import start_autoencoder
 from ldm.run import Run
 from ldm.stages import train_autoencoder
-from ldm.training.autoencoder import AutoencoderTask, warmed
+from ldm.training.autoencoder import AutoencoderTask, perceptual, warmed
 from ldm.training.checkpoint import newest
 from ldm.training.optim import TrainConfig
+from ldm.types import Batch
 
 CPU = torch.device("cpu")
 DATA = ShapesConfig(size=16, length=8)
@@ -56,6 +59,53 @@ def test_only_training_sees_corrupted_images():
     clean, corrupting = task(), task(robustness=RobustnessConfig(noise=1.0, mask=0.5, contractive=1.0))
     corrupting.network.load_state_dict(clean.network.state_dict())
     assert corrupting.validate(corrupting.network) == clean.validate(clean.network)
+
+
+@pytest.fixture
+def squeeze(tmp_path):
+    """A file of random weights of SqueezeNet."""
+    torch.save(squeezenet1_1(weights=None).state_dict(), tmp_path / "squeeze.pth")
+    return tmp_path / "squeeze.pth"
+
+
+def perceived(made, squeeze, image):
+    """The gradients of the autoencoder from LPIPS alone."""
+    config = ReconstructionConfig(l1=0.0, lpips=1.0, lpips_backbone="squeeze", lpips_weights=str(squeeze))
+    made.reconstruction = config.build(perceptual(config))
+    total, terms = made.loss(made.network, Batch(image, []), 0)
+    total.backward()
+    assert terms.keys() == {"lpips"}
+    return [p.grad for p in made.network.parameters()]
+
+
+def test_the_perceptual_term_moves_the_whole_autoencoder_and_nothing_of_its_own_network(squeeze):
+    made = task()
+    gradients = perceived(made, squeeze, torch.rand(2, 3, 32, 32) * 2 - 1)
+    assert all(gradient.abs().sum() > 0 for gradient in gradients)
+    held = list(made.reconstruction.parameters())
+    assert len(held) > 50 and not any(p.requires_grad or p.grad is not None for p in held)
+    assert not made.learned.state_dict()  # which is what checkpoints hold beside the network
+
+
+def test_the_perceptual_gradient_is_finite_where_its_network_sees_nothing(squeeze):
+    weights = torch.load(squeeze)
+    dead = {name: value - 1e3 if name.endswith("bias") else value for name, value in weights.items()}
+    torch.save(dead, squeeze)
+    assert all(p.isfinite().all() for p in perceived(task(), squeeze, torch.rand(2, 3, 32, 32) * 2 - 1))
+
+
+def test_the_perceptual_term_is_the_same_each_time(squeeze):
+    config = ReconstructionConfig(lpips=1.0, lpips_backbone="squeeze", lpips_weights=str(squeeze))
+    loss, (one, other) = config.build(perceptual(config)), torch.rand(2, 2, 3, 32, 32)
+    assert loss(one, other)[0] == loss(one, other)[0]  # there is dropout in it, for those who train it
+
+
+def test_missing_weights_of_the_perceptual_term_are_told_in_one_line_with_the_key_to_set(tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    with pytest.raises(
+        MissingWeights, match=r"vgg16-\w+.pth is not there; download .* with reconstruction.lpips_weights"
+    ):
+        perceptual(ReconstructionConfig(lpips=1.0))
 
 
 def test_the_contractive_term_is_weighted_by_image_value_and_moves_the_encoder():
