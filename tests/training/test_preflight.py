@@ -8,11 +8,17 @@ from conftest import TINY
 from faulty import LineTask, trainer
 from processes import SCRIPTS, Script
 
+from ldm.config import load
+from ldm.run import Run
+from ldm.stages import train_autoencoder
 from ldm.training import preflight as module
 from ldm.training.preflight import Plan, check_disk, in_bytes, in_time, preflight, told_if_memory_runs_out
 
+CPU = torch.device("cpu")
 TRAININGS = [*sorted(path.name for path in SCRIPTS.glob("train_*.py")), "cache_latents.py"]
 UNTRAINED = [override for override in TINY if not override.startswith(("autoencoder.", "text."))]  # shipped stages
+CODED = [*TINY, "bottleneck=vq", "bottleneck.codes=16", "autoencoder.channels=4"]
+OWN = {"train_autoencoder.py": TINY, "train_clip.py": TINY, "train_prior.py": CODED}  # settings by script
 
 
 def contents(folder):
@@ -24,7 +30,9 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(script, tm
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "run").mkdir()
-    own = TINY if "autoencoder" in script or "clip" in script else UNTRAINED
+    own = OWN.get(script, UNTRAINED)
+    if script == "train_prior.py":  # no shipped first stage has codes
+        train_autoencoder(load(Run, None, [*own, "train_autoencoder.steps=1", f"out={tmp_path / 'run'}"]), CPU)
     options = [*own, "cache.use=always", f"out={tmp_path / 'run'}", "--dry-run"]
     before = contents(tmp_path / "run")
     with Script(script, *options, output=tmp_path / "said") as process:
