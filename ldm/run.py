@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from math import hypot
 from typing import Any
 
-from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
+from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
 from ldm.config import choice, section
 from ldm.data import DATASETS
 from ldm.data.latents import CacheConfig
@@ -37,6 +37,7 @@ class Run(Sampling):
     )
     bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.03)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
+    adversarial: AdversarialConfig = section(AdversarialConfig)
     robustness: RobustnessConfig = section(RobustnessConfig)
     text: Any = choice(TEXT_ENCODERS, "clip", layers=3, vision_layers=2, vision_patch=16, layout=10.0)
     denoiser: Any = choice(
@@ -102,6 +103,10 @@ class Run(Sampling):
             raise ValueError("sampler.variance=learned asks for what no network says without process.learned_variance")
         if self.reconstruction.bernoulli and not self.autoencoder.bounded:
             raise ValueError("reconstruction.bernoulli wants pictures inside (-1, 1); set autoencoder.bounded=true")
+        try:
+            self.adversarial.check(self.data.size)
+        except ValueError as error:
+            raise ValueError(f"adversarial: {error}") from error
         try:
             self.grid(schedule, self.sample.steps)
         except ValueError as error:

@@ -48,6 +48,7 @@ from ldm.priors import CodePrior
 from ldm.run import Run
 from ldm.text.clip import ClipText
 from ldm.text.vocabulary import Vocabulary
+from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.checkpoint import saved
 from ldm.training.classifier import ClassifierTask
@@ -58,7 +59,7 @@ from ldm.training.optim import TrainConfig
 from ldm.training.preflight import check_disk, in_bytes, in_time, preflight
 from ldm.training.prior import PriorTask, codes_of
 from ldm.training.start import PLAIN, UNREAD, Start
-from ldm.training.task import Task
+from ldm.training.task import Rival, Task
 
 VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
 
@@ -76,8 +77,12 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
     def save(net: Autoencoder) -> None:
         save_autoencoder(net, run, folder)
 
-    task = AutoencoderTask(network, run.reconstruction, run.robustness, *data, config, save)
-    _train(task, config, run, device, {"norm": run.autoencoder.norm}, start)  # weights of either norm would load
+    made_from = {"norm": run.autoencoder.norm}  # weights of either norm would load
+    adversary = Adversary(run.adversarial, config) if run.adversarial.weight else None
+    if adversary is not None:
+        made_from["discriminator"] = f"width {run.adversarial.width}, layers {run.adversarial.layers}"
+    task = AutoencoderTask(network, run.reconstruction, run.robustness, *data, config, save, adversary)
+    _train(task, config, run, device, made_from, start, adversary)
     return folder
 
 
@@ -185,7 +190,13 @@ def scored_prompts(run: Run) -> list[Prompt]:
 
 
 def _train(
-    task: Task, config: TrainConfig, run: Run, device: torch.device, made_from: dict[str, str], start: Start
+    task: Task,
+    config: TrainConfig,
+    run: Run,
+    device: torch.device,
+    made_from: dict[str, str],
+    start: Start,
+    rival: Rival | None = None,
 ) -> None:
     trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
     print(f"{task.name}: {trained / 1e6:.2f} M parameters")
@@ -197,6 +208,7 @@ def _train(
         described=to_yaml(run),
         made_from=made_from,
         device=device,
+        rival=rival,
         start=start,
         unread=UNREAD[task.name] | others,
     )

@@ -2,7 +2,16 @@
 
 from ldm.autoencoders.autoencoder import Autoencoder, AutoencoderConfig
 from ldm.autoencoders.bottlenecks import BOTTLENECKS, Code
+from ldm.autoencoders.discriminator import AdversarialConfig
 from ldm.autoencoders.losses import ReconstructionConfig
 from ldm.autoencoders.penalties import RobustnessConfig
 
-__all__ = ["BOTTLENECKS", "Autoencoder", "AutoencoderConfig", "Code", "ReconstructionConfig", "RobustnessConfig"]
+__all__ = [
+    "BOTTLENECKS",
+    "AdversarialConfig",
+    "Autoencoder",
+    "AutoencoderConfig",
+    "Code",
+    "ReconstructionConfig",
+    "RobustnessConfig",
+]

@@ -13,6 +13,7 @@ from ldm.autoencoders.penalties import contraction
 from ldm.data.loader import batches, first_batches
 from ldm.evaluation.reconstruction import Lpips
 from ldm.pictures import grid
+from ldm.training.adversary import Adversary
 from ldm.training.optim import TrainConfig
 from ldm.types import Batch
 
@@ -31,9 +32,11 @@ class AutoencoderTask:
         val: Any,
         config: TrainConfig,
         save: Callable[[Autoencoder], None],
+        adversary: Adversary | None = None,
     ) -> None:
         self.network, self.learned, self.save = network, nn.Module(), save
         self.reconstruction, self.robustness = reconstruction.build(perceptual(reconstruction)), robustness
+        self.adversary = adversary
         self.train, self.config = train, config
         self.micro_step = 0  # the next one's number, over all runs: ``batches`` says where this one begins
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -51,6 +54,9 @@ class AutoencoderTask:
         total, terms = self.reconstruction.to(self.device)(image, decoded)
         step = self.micro_step // self.config.accumulate
         self.micro_step += 1
+        if self.adversary is not None:
+            price, figures = self.adversary.price(step, image, decoded, total, self._last)
+            total, terms = total + price, {**terms, **figures}
         total = total + warmed(step, self.network.bottleneck.warmup) * code.penalty
         if self.robustness.contractive:
             terms["contraction"] = contraction(self._mode, image)
@@ -97,6 +103,11 @@ class AutoencoderTask:
         Compiled code has no second derivative.
         """
         return self.network.bottleneck.mode(self.network.encoder(image))
+
+    @property
+    def _last(self) -> Tensor:
+        """The weights of the decoder's last convolution."""
+        return [part for part in self.network.decoder.modules() if isinstance(part, nn.Conv2d)][-1].weight
 
     @property
     def device(self) -> torch.device:

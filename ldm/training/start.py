@@ -16,16 +16,16 @@ DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}  # s
 UNREAD = {  # sections that a stage's training does not read either
     "autoencoder": {"text", "denoiser", "schedule", "process", "weight", "times", "classifier", "prior"},
     "clip": {
-        *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "robustness"),
+        *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "adversarial", "robustness"),
         *("denoiser", "classifier", "prior", "schedule", "process", "weight", "times"),
     },
-    "denoiser": {"decoder_only", "reconstruction", "robustness", "classifier", "prior"},
+    "denoiser": {"decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "prior"},
     "classifier": {
-        *("decoder_only", "reconstruction", "robustness", "text", "denoiser", "prior"),
+        *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "prior"),
         *("process", "weight", "times"),
     },
     "prior": {
-        *("decoder_only", "reconstruction", "robustness", "text", "denoiser", "classifier"),
+        *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "classifier"),
         *("schedule", "process", "weight", "times"),
     },
 }

@@ -106,6 +106,7 @@ def test_how_long_and_how_often_to_look_may_change_without_a_word(name):
         ("cache.use=always", {}),
         ("train_clip.lr=1", {}),  # another stage's
         ("reconstruction.l2=9", {}),
+        ("adversarial.weight=9", {}),
         ("train_ldm.precision=fp32", {"train_ldm.precision": ("auto", "fp32")}),
         ("process.text_dropout=0.5", {"process.text_dropout": (0.1, 0.5)}),
         ("denoiser=dit", {"denoiser.name": ("unet", "dit")}),

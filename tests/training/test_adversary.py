@@ -1,0 +1,260 @@
+"""The first stage against a discriminator: who moves whom, the same over two processes, and exact going on."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from torch import distributed
+
+from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
+from ldm.autoencoders.losses import hinge
+from ldm.config import load
+from ldm.data.loader import first_batches
+from ldm.data.shapes import ShapesConfig
+from ldm.files import read_tensors
+from ldm.run import Run
+from ldm.stages import train_autoencoder
+from ldm.training.adversary import Adversary
+from ldm.training.autoencoder import AutoencoderTask
+from ldm.training.checkpoint import newest
+from ldm.training.log import read
+from ldm.training.loop import MAX_SKIPPED, Trainer
+from ldm.training.optim import TrainConfig
+
+CPU = torch.device("cpu")
+DATA = ShapesConfig(size=16, length=16)
+SMALL = ["data.size=16", "data.length=16", "train_autoencoder.decay=constant", "train_autoencoder.batch=2"]
+ONE_STEP = "train_autoencoder.steps=1"
+GAN = ["adversarial.weight=0.5", "adversarial.width=8", "adversarial.layers=1", "adversarial.r1=1.0"]
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator_a_test():
+    """Its state is the process's own, and its precision settled by the first."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+def task(*, train=None, **options):
+    """A tiny autoencoder without any draw, and its rival."""
+    torch.manual_seed(0)
+    config = AutoencoderConfig(channels=3, width=8, multipliers=[1], blocks=1, patch=4)
+    network = config.build(BOTTLENECKS["identity"]().build(3))
+    train = train or TrainConfig(batch=4, validate_samples=4, workers=0)
+    rival = Adversary(AdversarialConfig(**{"weight": 0.5, "width": 8, "layers": 1, **options}), train)
+    data = DATA.build("train"), DATA.build("val")
+    config = ReconstructionConfig(l1=1.0, ms_ssim=0.2)
+    return AutoencoderTask(network, config, RobustnessConfig(), *data, train, lambda net: None, rival)
+
+
+def batch():
+    (one,) = first_batches(DATA.build("train"), 4, 4)
+    return one
+
+
+def copies(network):
+    return {name: value.clone() for name, value in network.state_dict().items()}
+
+
+def changed(before, network):
+    return {name for name, value in network.state_dict().items() if not torch.equal(before[name], value)}
+
+
+# Each loss by itself
+
+
+def test_the_autoencoders_loss_gives_no_gradient_to_the_discriminator_and_the_discriminators_none_to_the_autoencoder():
+    made = task(r1=1.0, r1_every=1)
+    total, figures = made.loss(made.network, batch(), 0)
+    total.backward()
+    assert {"adversarial", "adaptive_weight"} <= figures.keys()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.network.parameters())
+    assert all(p.grad is None and p.requires_grad for p in made.adversary.network.parameters())
+    before = [p.grad.clone() for p in made.network.parameters()]
+    made.adversary.loss(made.adversary.network)[0].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.adversary.network.parameters())
+    assert all(torch.equal(p.grad, grad) for p, grad in zip(made.network.parameters(), before, strict=True))
+
+
+def test_the_adversarial_term_pulls_at_the_last_layer_as_hard_as_its_weight_says():
+    gradients = []
+    for weight in (0.5, 1e-12):
+        made = task(weight=weight)
+        made.loss(made.network, batch(), 0)[0].backward()
+        gradients.append(made._last.grad)
+    torch.testing.assert_close((gradients[0] - gradients[1]).norm(), 0.5 * gradients[1].norm(), rtol=1e-3, atol=0)
+
+
+def test_the_discriminators_loss_is_the_hinge_of_what_it_says_of_the_two_pictures():
+    made = task()
+    image = batch().image
+    with torch.no_grad():
+        real, decoded = (made.adversary.network(x) for x in (image, made.network(image)[0]))
+    made.loss(made.network, batch(), 0)
+    total, figures = made.adversary.loss(made.adversary.network)
+    torch.testing.assert_close(total, hinge(real, decoded))
+    torch.testing.assert_close(figures["real"], real.mean())
+    torch.testing.assert_close(figures["decoded"], decoded.mean())
+
+
+def test_before_its_start_the_discriminator_neither_learns_nor_is_listened_to():
+    made = task(start=2)
+    costs = []
+    for _ in range(3):
+        total, figures = made.loss(made.network, batch(), 0)
+        costs.append(("adversarial" in figures, made.adversary.loss(made.adversary.network) is not None))
+    assert costs == [(False, False), (False, False), (True, True)]
+    without, _ = made.reconstruction(batch().image, made.network(batch().image)[0])
+    assert total != without == task(start=2).loss(made.network, batch(), 0)[0]
+
+
+def test_the_penalty_comes_every_so_many_steps_and_counts_for_all_of_them():
+    made, plain = task(r1=2.0, r1_every=3), task()
+    due = []
+    for _ in range(7):
+        totals = []
+        for each in (made, plain):
+            each.loss(each.network, batch(), 0)
+            totals.append(each.adversary.loss(each.adversary.network))
+        (total, figures), (without, _) = totals
+        due.append("r1" in figures)
+        torch.testing.assert_close(total - without, 2.0 * 3 * figures.get("r1", torch.tensor(0.0)))
+    assert due == [False, False, True, False, False, True, False]
+
+
+@pytest.mark.parametrize(("setting", "value"), [("precision", "fp16"), ("compile", True)])
+def test_what_knows_of_one_loss_only_is_refused(setting, value):
+    with pytest.raises(ValueError, match=f"{setting} .*; try {setting}="):
+        Adversary(AdversarialConfig(weight=1.0), TrainConfig(**{setting: value}))
+
+
+# In the loop
+
+
+def trainer(folder, **settings):
+    usual = {"steps": 3, "batch": 4, "warmup": 1, "workers": 0, "precision": "fp32", "log_every": 1}
+    train = TrainConfig(**{**usual, "validate_samples": 4, **settings})
+    made = task(train=train, r1=1.0, r1_every=1)
+    return Trainer(made, train, folder, described="", made_from={}, device=CPU, rival=made.adversary)
+
+
+@pytest.mark.parametrize(("accumulate", "precision"), [(1, "fp32"), (2, "bf16")])
+def test_both_networks_learn_and_both_log(tmp_path, accumulate, precision):
+    made = trainer(tmp_path, accumulate=accumulate, precision=precision)
+    before = [copies(learner.network) for learner in made.learners]
+    made.run()
+    for each, learner in zip(before, made.learners, strict=True):
+        assert changed(each, learner.network) >= {name for name, _ in learner.network.named_parameters()}
+    lines = [line for line in read(tmp_path / "log.jsonl") if "loss" in line]
+    assert [line["step"] for line in lines] == [1, 2, 3]
+    logged = {"adversarial", "adaptive_weight", "discriminator", "r1", "gradient_norm", "rival_gradient_norm"}
+    assert all(logged <= line.keys() for line in lines)
+
+
+@pytest.mark.parametrize("bad", [0, 1], ids=["autoencoder", "discriminator"])
+def test_a_gradient_that_is_not_finite_in_either_network_leaves_both_and_the_average_as_they_are(tmp_path, bad):
+    made = trainer(tmp_path, ema=0.9)
+    batches = made.task.batches(0, 0, 1)
+    made.train_step(batches)
+    before = [copies(network) for network in (*(learner.network for learner in made.learners), made.average)]
+    parameter = next(made.learners[bad].network.parameters())
+    hook = parameter.register_hook(lambda grad: grad * float("nan"))
+    made.train_step(batches)
+    assert made.skipped == 1 < MAX_SKIPPED
+    networks = (*(learner.network for learner in made.learners), made.average)
+    assert not any(changed(each, network) for each, network in zip(before, networks, strict=True))
+    hook.remove()
+    made.train_step(batches)
+    assert made.skipped == 0 and all(changed(each, network) for each, network in zip(before, networks, strict=True))
+
+
+def on_one_of_two(rank, port, folder, queue):
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    queue.put((rank, gradients(trainer(folder, batch=4))))
+    distributed.barrier()
+    distributed.destroy_process_group()
+
+
+def gradients(made):
+    """Of both networks in the first step, by name, as lists; the optimizers are not stepped."""
+    kept = []
+
+    def keep(*_):
+        for learner in made.learners:
+            kept.append({name: p.grad.tolist() for name, p in learner.network.named_parameters()})
+
+    made._update = keep
+    made.train_step(made.task.batches(0, made.accelerator.process_index, made.accelerator.num_processes))
+    return kept
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, free_port):
+    context = torch.multiprocessing.get_context("fork")
+    queue = context.Queue()
+    ranks = [
+        context.Process(target=on_one_of_two, args=(rank, free_port, tmp_path / f"{rank}", queue)) for rank in range(2)
+    ]
+    for rank in ranks:
+        rank.start()
+    found = dict(queue.get(timeout=120) for _ in ranks)
+    for rank in ranks:
+        rank.join()
+    assert found[0] == found[1]
+    alone = gradients(trainer(tmp_path / "alone", batch=8))
+    for ours, theirs in zip(found[0], alone, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(value), atol=1e-6, rtol=1e-4, msg=name)
+
+
+@pytest.fixture
+def free_port():
+    import socket
+
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return found.getsockname()[1]
+
+
+# A whole run
+
+
+def trained(folder, *overrides):
+    """The last checkpoint's tensors of a tiny run, by file."""
+    train_autoencoder(load(Run, None, [*overrides, f"out={folder}"]), CPU)
+    state = newest(Path(folder, "training", "autoencoder", "state"))
+    return {path.name: read_tensors(path) for path in state.glob("*.safetensors")}
+
+
+@pytest.mark.parametrize(
+    "more", [["adversarial.start=1", "adversarial.r1_every=2"], ["train_autoencoder.accumulate=2"]], ids=str
+)
+def test_a_run_stopped_at_half_goes_on_to_the_same_state_of_both_networks(more, tiny, tmp_path):
+    """Fault 15."""
+    common = [*tiny, *SMALL, *GAN, *more]
+    trained(tmp_path / "stopped", *common, "train_autoencoder.steps=2")
+    stopped, straight = trained(tmp_path / "stopped", *common), trained(tmp_path / "straight", *common)
+    assert {"rival_weights.safetensors", "rival_optimizer.safetensors", "ema.safetensors"} < straight.keys()
+    for file, tensors in straight.items():
+        assert tensors.keys() == stopped[file].keys()
+        assert all(torch.equal(value, stopped[file][key]) for key, value in tensors.items()), file
+
+
+def test_the_exported_autoencoder_holds_no_discriminator_and_starts_a_run_without_one(tiny, tmp_path):
+    common = [*tiny, *SMALL, ONE_STEP]
+    state = trained(tmp_path / "with", *common, *GAN)
+    exported = read_tensors(tmp_path / "with" / "autoencoder" / "autoencoder.safetensors")
+    assert exported.keys() == state["weights.safetensors"].keys()
+    without = trained(tmp_path / "without", *common, f"base={tmp_path / 'with'}")
+    assert not any(file.startswith("rival") for file in without)
+
+
+def test_a_run_does_not_go_on_with_a_discriminator_that_its_checkpoint_has_not(tiny, tmp_path):
+    trained(tmp_path, *tiny, *SMALL, ONE_STEP)
+    with pytest.raises(ValueError, match=r"another discriminator \(not known, now width 8, layers 1\)"):
+        trained(tmp_path, *tiny, *SMALL, *GAN)
