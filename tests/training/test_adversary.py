@@ -133,10 +133,10 @@ def test_what_knows_of_one_loss_only_is_refused(setting, value):
 # In the loop
 
 
-def trainer(folder, **settings):
+def trainer(folder, *, weight=0.5, **settings):
     usual = {"steps": 3, "batch": 4, "warmup": 1, "workers": 0, "precision": "fp32", "log_every": 1}
     train = TrainConfig(**{**usual, "validate_samples": 4, **settings})
-    made = task(train=train, r1=1.0, r1_every=1)
+    made = task(train=train, weight=weight, r1=1.0, r1_every=1)
     return Trainer(made, train, folder, described="", made_from={}, device=CPU, rival=made.adversary)
 
 
@@ -193,6 +193,21 @@ def gradients(made):
     return kept
 
 
+def test_two_micro_steps_have_the_gradients_of_one_with_the_whole_batch(tmp_path):
+    """But for the adaptive weight, which is each micro-step's own."""
+    halves, whole = ({"accumulate": 2, "batch": 4}, {"accumulate": 1, "batch": 8})
+    found, wanted = (gradients(trainer(tmp_path, weight=1e-12, **settings)) for settings in (halves, whole))
+    same(found, wanted)
+
+
+def same(found, wanted):
+    """Gradients of both networks agree."""
+    for ours, theirs in zip(found, wanted, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(value), atol=1e-6, rtol=1e-4, msg=name)
+
+
 def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, free_port):
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
@@ -205,11 +220,7 @@ def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, 
     for rank in ranks:
         rank.join()
     assert found[0] == found[1]
-    alone = gradients(trainer(tmp_path / "alone", batch=8))
-    for ours, theirs in zip(found[0], alone, strict=True):
-        assert ours.keys() == theirs.keys()
-        for name, value in theirs.items():
-            torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(value), atol=1e-6, rtol=1e-4, msg=name)
+    same(found[0], gradients(trainer(tmp_path / "alone", batch=8)))
 
 
 @pytest.fixture
