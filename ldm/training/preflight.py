@@ -1,4 +1,4 @@
-"""A dry run: the first steps of a training, for real but in a folder that goes away, and what the whole will take."""
+"""A dry run: some steps of a training, for real but in a folder that goes away, and what the whole will take."""
 
 import sys
 import time
@@ -22,10 +22,10 @@ NO_MEMORY = ("memory", "bad alloc")  # what torch's errors say where there is no
 
 @dataclass(frozen=True)
 class Plan:
-    """What a training takes, measured on its first steps; ``str`` gives it as some lines of text."""
+    """What a training takes, measured on some steps; ``str`` gives it as some lines of text."""
 
     stage: str
-    parameters: int
+    parameters: int  # a rival's counted, as in all that follows
     trained: int
     flops: int  # of one image, forward and backward; matrix products, convolutions and attention only
     memory: int  # bytes, at its peak

@@ -1,5 +1,6 @@
 """The first stage against a discriminator: who moves whom, the same over two processes, and exact going on."""
 
+import json
 import os
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from ldm.training.checkpoint import newest
 from ldm.training.log import read
 from ldm.training.loop import MAX_SKIPPED, Trainer
 from ldm.training.optim import TrainConfig
+from ldm.training.preflight import preflight
 
 CPU = torch.device("cpu")
 DATA = ShapesConfig(size=16, length=16)
@@ -133,10 +135,10 @@ def test_what_knows_of_one_loss_only_is_refused(setting, value):
 # In the loop
 
 
-def trainer(folder, *, weight=0.5, **settings):
+def trainer(folder, *, weight=0.5, start=0, **settings):
     usual = {"steps": 3, "batch": 4, "warmup": 1, "workers": 0, "precision": "fp32", "log_every": 1}
     train = TrainConfig(**{**usual, "validate_samples": 4, **settings})
-    made = task(train=train, weight=weight, r1=1.0, r1_every=1)
+    made = task(train=train, weight=weight, start=start, r1=1.0, r1_every=1)
     return Trainer(made, train, folder, described="", made_from={}, device=CPU, rival=made.adversary)
 
 
@@ -170,12 +172,57 @@ def test_a_gradient_that_is_not_finite_in_either_network_leaves_both_and_the_ave
     assert made.skipped == 0 and all(changed(each, network) for each, network in zip(before, networks, strict=True))
 
 
-def on_one_of_two(rank, port, folder, queue):
+def test_neither_learning_rate_counts_a_step_that_was_skipped(tmp_path):
+    settings = {"decay": "linear", "steps": 10}
+    made = trainer(tmp_path, **settings)
+    batches = made.task.batches(0, 0, 1)
+    made.train_step(batches)
+    hook = next(made.rival.network.parameters()).register_hook(lambda grad: grad * float("nan"))
+    made.train_step(batches)
+    hook.remove()
+    made.train_step(batches)
+    made._save()
+    state = json.loads((newest(tmp_path / "state") / "state.json").read_text())
+    assert (state["step"], state["updates"], state["rival_updates"]) == (3, 2, 2)
+    again = trainer(tmp_path, **settings)
+    assert again.step == 3 and [each.schedule.last_epoch for each in again.learners] == [2, 2]
+    assert [each.lr for each in again.learners] == [each.lr for each in made.learners]
+
+
+@pytest.mark.parametrize(("bad", "module"), [(0, "encoder.1"), (1, "rival.0")], ids=["autoencoder", "discriminator"])
+def test_a_run_stops_after_many_bad_steps_in_a_row_and_names_the_module_of_either_network(tmp_path, bad, module):
+    """Fault 19."""
+    made = trainer(tmp_path, steps=100)
+    next(made.learners[bad].network.parameters()).data[0] = float("inf")
+    told = rf"{MAX_SKIPPED} steps in a row .* '{module}' \(Conv2d\), whose weights are not finite"
+    with pytest.raises(FloatingPointError, match=told):
+        made.run()
+    assert [line["skipped"] for line in read(tmp_path / "log.jsonl") if "skipped" in line] == [*range(1, 21)]
+
+
+def test_a_dry_run_counts_both_networks_though_the_rival_joins_later(tmp_path):
+    def plan(start):
+        return preflight(lambda folder: trainer(folder, start=start, steps=9), tmp_path / "scratch", tmp_path)
+
+    found, never = plan(5), plan(99)
+    made = trainer(tmp_path / "real", steps=1)
+    made.run()
+    networks = [learner.network for learner in made.learners]
+    assert found.parameters == sum(p.numel() for network in networks for p in network.parameters())
+    assert found.flops > never.flops
+    files = list((tmp_path / "real/state/step-00000001").glob("*.safetensors"))
+    written = sum(path.stat().st_size for path in files)
+    assert len(files) == 5 and found.checkpoint < written < found.checkpoint + 5 * 10_000  # a header for each
+    exported = 2 * sum(p.numel() for p in networks[0].parameters())
+    assert found.disk == 3 * found.checkpoint + 2 * exported
+
+
+def on_one_of_two(rank, port, folder, queue, measured):
     torch.set_num_threads(1)
     AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
     place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
     os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    queue.put((rank, gradients(trainer(folder, batch=4))))
+    queue.put((rank, measured(trainer(folder, batch=4))))
     distributed.barrier()
     distributed.destroy_process_group()
 
@@ -208,19 +255,46 @@ def same(found, wanted):
             torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(value), atol=1e-6, rtol=1e-4, msg=name)
 
 
-def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, free_port):
+def of_two(folder, port, measured):
+    """What ``measured`` says of the trainer of each of two processes that train together."""
     context = torch.multiprocessing.get_context("fork")
     queue = context.Queue()
-    ranks = [
-        context.Process(target=on_one_of_two, args=(rank, free_port, tmp_path / f"{rank}", queue)) for rank in range(2)
-    ]
+    given = [(rank, port, folder / f"{rank}", queue, measured) for rank in range(2)]
+    ranks = [context.Process(target=on_one_of_two, args=each) for each in given]
     for rank in ranks:
         rank.start()
     found = dict(queue.get(timeout=120) for _ in ranks)
     for rank in ranks:
         rank.join()
+    return found[0], found[1]
+
+
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, free_port):
+    found = of_two(tmp_path, free_port, gradients)
     assert found[0] == found[1]
     same(found[0], gradients(trainer(tmp_path / "alone", batch=8)))
+
+
+def changed_by_a_bad_step(made):
+    """Steps skipped, and what a step changes whose gradients are finite, but not the rival's loss on the last rank."""
+    rank, world = made.accelerator.process_index, made.accelerator.num_processes
+    batches, right = made.task.batches(0, rank, world), made.rival.loss
+    made.train_step(batches)
+    before = [copies(learner.network) for learner in made.learners]
+
+    def wrong(network):
+        total, figures = right(network)
+        return total + (float("inf") if rank == world - 1 else 0), figures
+
+    made.rival.loss = wrong
+    made.train_step(batches)
+    networks = [learner.network for learner in made.learners]
+    return made.skipped, [changed(each, network) for each, network in zip(before, networks, strict=True)]
+
+
+def test_a_loss_of_the_rival_that_is_not_finite_on_one_rank_is_skipped_by_both_for_both_networks(tmp_path, free_port):
+    """Fault 19."""
+    assert of_two(tmp_path, free_port, changed_by_a_bad_step) == ((1, [set(), set()]), (1, [set(), set()]))
 
 
 @pytest.fixture

@@ -94,6 +94,23 @@ def test_a_gradient_that_is_not_finite_is_traced_from_behind():
     assert "in this process all is finite" in found_in(Line(), of_line(Line(), torch.ones(1, 4)))
 
 
+def test_of_two_networks_the_first_that_went_wrong_is_named():
+    critic, x = Line(), torch.ones(2, 4)
+
+    def said(factor):
+        network = Line()
+        losses = lambda: [network(x).square().mean(), critic(x).square().mean() * factor]  # noqa: E731
+        return culprit({"": network, "rival": critic}, losses)
+
+    assert "the loss is not (rival)" in said(math.inf)
+    assert "in this process all is finite" in said(1.0)
+    hook = critic.second.bias.register_hook(lambda grad: grad * math.inf)
+    assert "that is not, from behind, is that of 'rival.second.bias'" in said(1.0)
+    hook.remove()
+    critic.first.weight.data[0] = math.nan
+    assert "that of 'rival.first' (Linear), whose weights are not finite" in said(1.0)
+
+
 def test_a_leap_of_the_loss_is_a_spike_and_its_usual_scatter_is_not():
     spiked, generator = Spikes(), torch.Generator().manual_seed(0)
     losses = (1 + 0.1 * torch.randn(400, generator=generator)).tolist()

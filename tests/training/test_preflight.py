@@ -1,6 +1,7 @@
 """Dry runs: what a training will take, told beforehand, with nothing left behind."""
 
 import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ from ldm.training import preflight as module
 from ldm.training.preflight import Plan, check_disk, in_bytes, in_time, preflight, told_if_memory_runs_out
 
 CPU = torch.device("cpu")
-TRAININGS = [*sorted(path.name for path in SCRIPTS.glob("train_*.py")), "cache_latents.py"]
+GAN = f"train_autoencoder.py --config {SCRIPTS.parent / 'configs' / 'shapes_gan.yaml'}"
+TRAININGS = [*sorted(path.name for path in SCRIPTS.glob("train_*.py")), "cache_latents.py", GAN]
 UNTRAINED = [override for override in TINY if not override.startswith(("autoencoder.", "text."))]  # shipped stages
 CODED = [*TINY, "bottleneck=vq", "bottleneck.codes=16", "autoencoder.channels=4"]
 OWN = {"train_autoencoder.py": TINY, "train_clip.py": TINY, "train_prior.py": CODED}  # settings by script
@@ -25,15 +27,16 @@ def contents(folder):
     return {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
 
 
-@pytest.mark.parametrize("script", TRAININGS)
-def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(script, tmp_path, monkeypatch):
+@pytest.mark.parametrize("command", TRAININGS, ids=lambda command: Path(command).name)
+def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(command, tmp_path, monkeypatch):
+    script, *config = command.split()
     (tmp_path / "tmp").mkdir()
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "run").mkdir()
     own = OWN.get(script, UNTRAINED)
     if script == "train_prior.py":  # no shipped first stage has codes
         train_autoencoder(load(Run, None, [*own, "train_autoencoder.steps=1", f"out={tmp_path / 'run'}"]), CPU)
-    options = [*own, "cache.use=always", f"out={tmp_path / 'run'}", "--dry-run"]
+    options = [*config, *own, "adversarial.start=0", "cache.use=always", f"out={tmp_path / 'run'}", "--dry-run"]
     before = contents(tmp_path / "run")
     with Script(script, *options, output=tmp_path / "said") as process:
         status, said = process.ended()
