@@ -144,7 +144,11 @@ def test_a_classifier_steers_and_is_named_in_the_image(draw, chain):
 def test_to_steer_away_from_a_model_itself_is_not_to_steer_and_from_guided_pictures_it_is(draw, chain):
     plain, itself, guided = (
         draw("--prompt", "a star", "--scale", scale, *away)[-1]
-        for scale, away in ((1, ()), (1, ("--worse", chain.model, "--worse-scale", 3)), (1000, ("--worse", chain.model)))
+        for scale, away in (
+            (1, ()),
+            (1, ("--worse", chain.model, "--worse-scale", 3)),
+            (1000, ("--worse", chain.model)),
+        )
     )
     assert read_settings(itself).steering == f"away from {chain.folder.name}/model, scale 3"
     assert abs(pixels(itself) - pixels(plain)).max() <= 1
