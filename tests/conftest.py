@@ -1,6 +1,7 @@
 """Settings and small parts that many tests share."""
 
 import os
+import signal
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that would fetch something fails instead
 
@@ -9,6 +10,8 @@ import torch
 from processes import preload
 
 preload()
+
+STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that was asked to stop
 
 TINY = (
     "data.length=64",
@@ -63,3 +66,10 @@ def one_thread_and_a_seed():
 def tiny() -> list[str]:
     """Overrides that make every stage of the shapes run tiny."""
     return list(TINY)
+
+
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> None:
+    """A signal to the tests that a training in one of them answered ends them all, and is no failure of that one."""
+    caught = call.excinfo.value if call.excinfo else None
+    if isinstance(caught, SystemExit) and caught.code in STOPPED:
+        pytest.exit(f"a signal ended the tests in {item.nodeid}", returncode=int(caught.code))
