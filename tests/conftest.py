@@ -9,6 +9,7 @@ import pytest
 import torch
 from processes import preload
 
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in its background ignores Ctrl-C
 preload()
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that was asked to stop

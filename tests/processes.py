@@ -3,7 +3,6 @@
 import multiprocessing
 import os
 import runpy
-import signal
 import sys
 import time
 from collections.abc import Callable
@@ -61,7 +60,6 @@ def _main(words: list[str], output: Path, file_size: int) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):
         os.dup2(descriptor, stream)
-    signal.signal(signal.SIGINT, signal.default_int_handler)  # tests that run in a shell's background ignore it
     import torch
 
     torch.set_num_threads(1)
