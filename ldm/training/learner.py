@@ -65,8 +65,11 @@ class Learner:
 
         ``overflow`` says that a gradient is not finite.
         """
-        if finite or (overflow and self.accelerator.scaler is not None):  # fp16's scaler skips, and must see why
+        scaler = self.accelerator.scaler
+        if finite or (overflow and scaler is not None):  # fp16's scaler skips, and must see why
             self.opt.step()
+        elif scaler is not None:
+            scaler.update()  # the gradient was sound; it takes no other before it is told that this one is done with
         if finite:
             self.schedule.step()
         self.opt.zero_grad(set_to_none=True)

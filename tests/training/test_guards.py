@@ -48,6 +48,18 @@ def test_a_resumed_schedule_does_not_count_steps_that_were_skipped(tmp_path):
     assert again.learners[0].lr == made.learners[0].lr == pytest.approx(0.8e-2)
 
 
+def test_fp16s_scaler_takes_the_next_gradient_after_a_step_that_was_skipped_for_a_loss(tmp_path, monkeypatch):
+    (learner,) = trainer(tmp_path, LineTask()).learners
+    scaler = torch.amp.GradScaler("cpu", init_scale=8.0)
+    monkeypatch.setattr(learner.accelerator, "scaler", scaler, raising=False)
+    before = learner.network.first.weight.clone()
+    for _ in range(2):
+        scaler.scale(learner.network(torch.ones(2, 4)).sum()).backward()
+        scaler.unscale_(learner.opt.optimizer)
+        learner.update(finite=False, overflow=False)
+    assert torch.equal(learner.network.first.weight, before) and learner.schedule.last_epoch == 0
+
+
 @pytest.mark.parametrize("accumulate", [1, 2])
 def test_a_run_stops_after_many_bad_steps_in_a_row_and_names_the_module(tmp_path, accumulate):
     """Fault 19: the weights before are those of the last checkpoint."""
