@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ldm.cli import one_line_errors
 from ldm.files import whole_folder
 from ldm.training.checkpoint import save_state
 from ldm.training.log import read
@@ -145,6 +146,12 @@ def rank_of_two(
     finally:
         sys.stdout.flush()
         torch.save({**made.network.state_dict()}, folder / f"weights-{rank}.pt")
+
+
+def script_of_two(folder: Path, bad: set[int], spoil: Callable[[Tensor], Tensor], steps: int) -> None:
+    """``rank_of_two`` as a script that a launcher has started: what goes wrong is told on its own terminal."""
+    with one_line_errors():
+        rank_of_two(None, 0, folder, bad, spoil, steps)
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:
