@@ -21,14 +21,14 @@ from ldm.stages import train_ldm
 from ldm.training.log import read
 
 GIVEN = ("autoencoder", "text", "cache")  # the stages that all rows share
-EPS = ["process.target=eps", "schedule.max_beta=0.999"]  # x0 cannot be told from noise where no signal is left
+EPS = ["process.target=eps", "schedule=linear"]  # x0 cannot be told from noise where no signal is left
 ROWS = {  # name: overrides of the configuration
     "as configured": [],
-    "target eps": EPS,
+    "target eps, schedule linear": EPS,
     "target x0": ["process.target=x0"],
     "target flow, schedule flow": ["process.target=flow", "schedule=flow"],
     "target edm": ["process.target=edm"],
-    "target eps, weight min_snr": [*EPS, "weight=min_snr"],
+    "target eps, schedule linear, weight min_snr": [*EPS, "weight=min_snr"],
     "weight min_snr": ["weight=min_snr"],
     "weight p2": ["weight=p2"],
     "weight sigmoid": ["weight=sigmoid"],

@@ -30,7 +30,7 @@ class Run(Sampling):
     sample: SampleConfig = section(SampleConfig, steps=50)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
-    decoder_only: bool = False  # train no encoder: the base's latents, and denoisers of them, go on being right
+    decoder_only: bool = False  # the base's latents, and denoisers of them, go on being right
     data: Any = choice(DATASETS, "shapes", length=150_000)
     autoencoder: AutoencoderConfig = section(
         AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"

@@ -11,27 +11,21 @@ A stage that the run has not trained is taken from the base model, or else from 
 asks for the same network, and it is said so.
 """
 
-import time
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import PartialState
 from torch import nn
-from torch.utils.data import IterableDataset
-from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import num_codes
+from ldm.caching import cache_a_few, cache_latents, cache_pays
 from ldm.config import to_yaml
-from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
-from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.denoisers.classifier import Classifier
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
-from ldm.files import settled, whole_folder
 from ldm.folders import (
     build_denoiser,
     fingerprint,
@@ -46,7 +40,6 @@ from ldm.parts import frozen_autoencoder, frozen_stages, start_autoencoder, star
 from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
-from ldm.text.clip import ClipText
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
@@ -56,7 +49,7 @@ from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
-from ldm.training.preflight import check_disk, in_bytes, in_time, preflight
+from ldm.training.preflight import preflight
 from ldm.training.prior import PriorTask, codes_of
 from ldm.training.start import PLAIN, UNREAD, Start
 from ldm.training.task import Rival, Task
@@ -71,7 +64,8 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
     if run.base and not saved(_training(run, AutoencoderTask.name) / "state"):
         start_autoencoder(run, network)
-    network.encoder.requires_grad_(not run.decoder_only)
+    if run.decoder_only:
+        network.freeze_latents()
     data = run.data.build("train"), run.data.build("val")
 
     def save(net: Autoencoder) -> None:
@@ -144,7 +138,7 @@ def train_classifier(run: Run, device: torch.device, start: Start = PLAIN) -> Pa
     """Train a classifier of the noised latents of the run's autoencoder; returns its folder."""
     config, folder = run.train_classifier, Path(run.out) / "classifier"
     torch.manual_seed(config.seed)
-    run, autoencoder, _ = frozen_stages(run, device)
+    run, autoencoder = frozen_autoencoder(run, device)
     network = run.classifier.build(autoencoder.channels)
     data, schedule = (run.data.build("train"), run.data.build("val")), run.schedule.build()
     made_from = {"autoencoder": latent_fingerprint(autoencoder), "schedule": str(run.schedule)}
@@ -220,81 +214,3 @@ def _train(
 
 def _training(run: Run, stage: str) -> Path:
     return Path(run.out) / "training" / stage
-
-
-def cache_pays(run: Run, data: Any) -> bool:
-    """Whether to train from a cache: if asked to, if there is one, or if each image, always the same, is met once."""
-    if run.cache.use != "auto":
-        return run.cache.use == "always"
-    if _has_cache(run):
-        return True
-    if isinstance(data, IterableDataset) or not data.fixed:
-        return False
-    config = run.train_ldm
-    return config.steps * config.batch * config.accumulate >= len(data)
-
-
-def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any) -> LatentDataset:
-    """The run's latent cache, written now or, where it matches, read again.
-
-    Raises:
-        StaleCache: the cache that is there was made by something else.
-        ValueError: the data cannot be cached.
-    """
-    if isinstance(data, IterableDataset):
-        raise ValueError("a stream has no end and cannot be cached; set cache.use=never, or use data.name=shards")
-    folder = Path(run.out) / "cache"
-    made_from = {
-        "autoencoder": latent_fingerprint(autoencoder),
-        "text encoder": fingerprint(text),
-        "data set": data.fingerprint(),
-    }
-    if _has_cache(run):
-        check_cache(folder, made_from)
-        print(f"latents: the cache in {folder} matches and is used again")
-    else:
-        with whole_folder(folder) as staged:
-            _encode_into(staged, run, autoencoder, text, data, made_from, len(data))
-    return LatentDataset(folder)
-
-
-def cache_a_few(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any, scratch: Path) -> LatentDataset:
-    """A cache of the first step's number of samples, in ``scratch``; tells what a whole one takes.
-
-    Where the run has its cache already, that is checked and taken.
-
-    Raises:
-        ValueError: a whole one has no room on the run's disk.
-    """
-    if _has_cache(run) or isinstance(data, IterableDataset):
-        return cache_latents(run, autoencoder, text, data)
-    folder, count = scratch / "cache", min(run.train_ldm.batch * run.train_ldm.accumulate, len(data))
-    folder.mkdir()
-    began = time.perf_counter()
-    _encode_into(folder, run, autoencoder, text, data, {}, count)
-    share = len(data) / count
-    size = int(share * sum(path.stat().st_size for path in folder.iterdir()))
-    seconds = share * (time.perf_counter() - began)
-    print(f"the latent cache would take about {in_bytes(size)} and {in_time(seconds)} (from {count} of {len(data)})")
-    check_disk(size, Path(run.out), "the latent cache", "cache.use=never does without")
-    return LatentDataset(folder)
-
-
-def _has_cache(run: Run) -> bool:
-    folder = Path(run.out) / "cache"
-    return settled(folder) and (folder / DESCRIPTION).exists()
-
-
-def _encode_into(
-    folder: Path, run: Run, autoencoder: Autoencoder, text: ClipText, data: Any, made_from: dict[str, str], count: int
-) -> None:
-    """Write the cache of the first ``count`` samples of ``data`` into the empty ``folder``."""
-    device = next(autoencoder.parameters()).device
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return autoencoder.encode(images.to(device))
-
-    samples = first_batches(data, run.cache.batch, count, workers=run.train_ldm.workers)
-    bar = tqdm(samples, desc="latents", total=-(-count // run.cache.batch), unit="batch", dynamic_ncols=True)
-    write_cache(folder, iter(bar), encode, text, made_from, run.cache)

@@ -70,11 +70,25 @@ class Autoencoder(nn.Module):
         if config.bounded:
             self.decoder.append(Bound())
         self.bottleneck = bottleneck
+        self.latents_frozen = False
         last = self.encoder[-1]
         assert isinstance(last, nn.Conv2d)
         bottleneck.start(last)
         self.register_buffer("mean", torch.zeros(config.channels, 1, 1))
         self.register_buffer("std", torch.ones(config.channels, 1, 1))
+
+    def freeze_latents(self) -> None:
+        """Train nothing that latents depend on: neither the encoder nor the bottleneck with its codes."""
+        self.latents_frozen = True
+        self.encoder.requires_grad_(False)
+        self.bottleneck.requires_grad_(False)
+        self.bottleneck.eval()
+
+    def train(self, mode: bool = True) -> "Autoencoder":
+        """Set the training mode, but for a frozen bottleneck, whose codes would move in it."""
+        super().train(mode)
+        self.bottleneck.train(mode and not self.latents_frozen)
+        return self
 
     def forward(self, image: Tensor) -> tuple[Tensor, Code]:
         """The reconstruction (B, 3, H, W) and the raw code: the training pass."""

@@ -89,10 +89,10 @@ class AutoencoderTask:
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Save with the latents' mean and std over some thousand training images in the weights.
 
-        An encoder that is not trained keeps those that it came with, to the last bit.
+        Frozen latents keep those that they came with, to the last bit.
         """
         assert isinstance(network, Autoencoder)
-        if any(parameter.requires_grad for parameter in self.network.encoder.parameters()):
+        if not network.latents_frozen:
             data = first_batches(self.train, self.config.batch, MEASURED)
             network.measure(batch.image.to(self.device) for batch in data)
         self.save(network)

@@ -4,6 +4,7 @@ import signal
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 
 class Terminated(BaseException):
@@ -16,7 +17,7 @@ class Signals:
     def __init__(self) -> None:
         self.caught = 0
         self._droppable = False
-        self._former: dict[int, object] = {}
+        self._former: dict[int, Any] = {}
 
     def __enter__(self) -> "Signals":
         self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -24,7 +25,7 @@ class Signals:
 
     def __exit__(self, *_: object) -> None:
         for number, handler in self._former.items():
-            signal.signal(number, handler)  # type: ignore[arg-type]
+            signal.signal(number, handler)
 
     def unless_caught(self, call: Callable[[], object]) -> None:
         """``call``, broken off by a signal: for what takes long and changes nothing, such as drawing samples."""

@@ -57,6 +57,21 @@ def test_measuring_gives_latents_of_zero_mean_and_unit_variance_posterior_draws_
     torch.testing.assert_close(variance, torch.ones(3), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_frozen_latents_stay_while_the_decoder_learns(bottleneck):
+    network, image = build(bottleneck), pictures()
+    network.train()(image)  # a codebook starts with its first batch
+    network.freeze_latents()
+    latent, decoded = network.encode(image), network.decode(network.encode(image))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    for _ in range(2):
+        output, code = network.train()(image)
+        ((output - image).square().mean() + code.penalty).backward()
+        torch.optim.SGD(trained, lr=0.1).step()
+    assert torch.equal(network.encode(image), latent)
+    assert not torch.equal(network.decode(latent), decoded)
+
+
 def test_a_channel_that_says_nothing_of_the_image_stays_small():
     network = build("kl")
     last = network.encoder[-1]

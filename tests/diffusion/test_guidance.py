@@ -235,7 +235,10 @@ def test_a_perpendicular_negative_does_not_speak_against_the_prompt():
     towards, away = (made().denoiser(network, c)(x, LEVEL).x0 for c in (cond, negative))
     without = made().denoiser(network, null)(x, LEVEL).x0
     change = (got - plain) / (-4.0 * 1.5)
-    inner = lambda a, b: (a * b).sum(dim=(1, 2, 3))  # noqa: E731
+
+    def inner(a, b):
+        return (a * b).sum(dim=(1, 2, 3))
+
     torch.testing.assert_close(inner(change, towards - without), torch.zeros(3).double(), atol=1e-8, rtol=0)
     torch.testing.assert_close(inner(change, away - without), inner(change, change))  # the rest of it is the prompt's
     assert (norm(change) > 1e-3).all()
@@ -281,7 +284,10 @@ def likelihood(x, level):
 def test_an_exact_classifier_leads_to_the_exact_posterior(eta):
     variance = 1 / (1 / STD**2 + 1 / ERROR**2)
     mean = variance * (MEAN / STD**2 + Y / ERROR**2)
-    noise = lambda: torch.randn(1, 1, 200, 200)  # noqa: E731
+
+    def noise():
+        return torch.randn(1, 1, 200, 200)
+
     grid = uniform(SCHEDULE, 800)
     x = ddim(classifier_guidance(prior, likelihood), noise(), grid, noise, eta=eta)
     assert x.mean() == pytest.approx(mean, abs=0.02)
@@ -333,7 +339,10 @@ def test_a_classifier_guides_whatever_gradients_the_caller_has_turned_off(outer)
         torch.manual_seed(0)
         gate = torch.rand(4, 2, 4, 4).double()[:3]  # made by the caller, a view, and needed for the gradient
         (x,) = images()
-        log_prob = lambda x, level: classifier(x * gate).log_softmax(dim=1)[:, 2]  # noqa: E731
+
+        def log_prob(x, level):
+            return classifier(x * gate).log_softmax(dim=1)[:, 2]
+
         return classifier_guidance(prior, log_prob, 3.0)(x, LEVEL).x0
 
     with outer():

@@ -20,7 +20,10 @@ KNOWN = torch.tensor([1.5, -1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 2.0]).double().view(1,
 
 def sample(gaussian, grid, sampler, count):
     generator = torch.Generator().manual_seed(0)
-    noise = lambda: torch.randn(count, *gaussian.shape, generator=generator).double()  # noqa: E731
+
+    def noise():
+        return torch.randn(count, *gaussian.shape, generator=generator).double()
+
     return sampler(keep_known(gaussian, KNOWN.expand(count, -1, -1, -1), MASK), grid[0].sigma * noise(), grid, noise)
 
 

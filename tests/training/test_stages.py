@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm.caching import cache_latents
 from ldm.config import load
 from ldm.data.latents import StaleCache
 from ldm.data.loader import first_batches
@@ -17,7 +18,6 @@ from ldm.folders import load_autoencoder, load_classifier, load_model, load_text
 from ldm.parts import frozen_stages
 from ldm.run import Run
 from ldm.stages import (
-    cache_latents,
     scored_prompts,
     train_autoencoder,
     train_classifier,
