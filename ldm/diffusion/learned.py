@@ -1,23 +1,28 @@
-"""A noise schedule that is learned: the monotone network of variational diffusion models.
+"""A noise schedule that is learned, the monotone network of variational diffusion models; and one that is a list.
 
 Kingma et al. 2021, arXiv:2107.00630, Sec. 4.1, App. H and I. The variational bound depends on a schedule's end points
-alone, so what lies between them may be chosen for the least variance of the loss over times.
+alone, so what lies between them may be chosen for the least variance of the loss over times. What was learned is kept
+as a list: ``scripts/learn_schedule.py``.
 
-Legend: B batch, U hidden units.
+Legend: B batch, U hidden units, K listed values.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf, log
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ldm.diffusion.continuous import Curve, preserved
+from ldm.diffusion.continuous import ClosedForm, Curve, preserved
+from ldm.diffusion.times import evenly_spread
 from ldm.types import Level
 
 STEEPNESS = 10.0  # of each hidden unit at first, which so bends about a third of the time
 BISECTIONS = 45  # halvings of [0, 1]: a time to 1e-14
+FIT_STEPS, FIT_TIMES, FIT_RATE = 500, 256, 0.03  # of Adam, of a batch, and its learning rate
 
 
 @dataclass
@@ -105,3 +110,45 @@ def variance_step(
         parameter.grad = gradient
     optimizer.step()
     return squared.item()
+
+
+def fit(schedule: LearnedSchedule, integrand: Callable[[Level], Tensor], seed: int = 0) -> tuple[float, float]:
+    """Give ``schedule`` the least variance of the loss whose ``integrand`` is that of ``variance_step``.
+
+    Returns the means of the squared loss over times before and after.
+    """
+    optimizer, generator = torch.optim.Adam(schedule.parameters(), lr=FIT_RATE), torch.Generator().manual_seed(seed)
+    found = [
+        variance_step(schedule, optimizer, integrand, evenly_spread(FIT_TIMES, generator)) for _ in range(FIT_STEPS)
+    ]
+    return found[0], found[-1]
+
+
+def on_lines(place: Tensor, values: Tensor) -> Tensor:
+    """Where the lines through ``values`` (K,), evenly spaced over [0, 1], are at ``place``, of any shape, cut to it."""
+    last = len(values) - 1
+    at = place.clamp(0, 1) * last
+    below = at.detach().floor().clamp(max=last - 1).long()
+    return torch.lerp(values[below], values[below + 1], at - below)
+
+
+@dataclass
+class ListedConfig(ClosedForm):
+    """-log SNR on the lines through a list of values, evenly spaced in t; variance preserving.
+
+    The two values that stand here make it linear in t. x at t = 0 keeps the noise that the first one says.
+    """
+
+    gamma: list[float] = field(default_factory=lambda: [-13.3, 5.0])  # -log SNR, from t = 0 to t = 1
+
+    def __post_init__(self) -> None:
+        rising = all(-inf < low < high < inf for low, high in pairwise(self.gamma))
+        if len(self.gamma) < 2 or not rising:
+            raise ValueError(f"gamma {self.gamma} is not two or more rising numbers; try gamma=[-13.3,5]")
+
+    def coefficients(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        gamma = on_lines(t, torch.tensor(self.gamma, dtype=torch.float64, device=t.device))
+        return preserved(nn.functional.logsigmoid(-gamma))
+
+    def inverse(self, nsr: float) -> float:
+        return float(np.interp(2 * log(nsr), self.gamma, np.linspace(0, 1, len(self.gamma))))

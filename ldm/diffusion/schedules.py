@@ -26,6 +26,7 @@ from ldm.diffusion.continuous import (
     preserved,
     preserved_log,
 )
+from ldm.diffusion.learned import ListedConfig
 from ldm.types import Schedule
 
 Row = NDArray[np.float64]
@@ -218,4 +219,5 @@ SCHEDULES: dict[str, type[ScheduleConfig]] = {
     "ve": VEConfig,
     "edm": EDMConfig,
     "flow": FlowConfig,
+    "listed": ListedConfig,
 }

@@ -8,7 +8,7 @@ import torch
 from diffusers import EDMEulerScheduler, FlowMatchEulerDiscreteScheduler, ScoreSdeVeScheduler
 from scipy.integrate import quad
 
-from ldm.diffusion.learned import LearnedConfig, variance_step
+from ldm.diffusion.learned import LearnedConfig, ListedConfig, fit, on_lines, variance_step
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.sde import drift_and_diffusion
 from ldm.diffusion.times import evenly_spread
@@ -162,6 +162,36 @@ def test_fitting_makes_the_loss_nearly_the_same_at_every_time():
     assert told[0] == pytest.approx(before.square().mean().item(), rel=0.05)
     assert told[-1] == pytest.approx(after.square().mean().item(), rel=0.05)
     assert other.grad is None
+
+
+def test_a_fitted_schedule_passes_by_as_fast_as_the_loss_is_small():
+    schedule = learned(gamma_0=-4.0, gamma_1=4.0)
+
+    def size(level):
+        return 1 / (1 + torch.exp(-level.log_snr)).flatten()  # large where little noise is
+
+    before, after = fit(schedule, size)
+    gamma = torch.linspace(-4, 4, 10_001)
+    mean = torch.trapezoid(1 / (1 + gamma.exp()), gamma).item()  # of size * rate over times, whatever the schedule
+    assert after == pytest.approx(mean**2, rel=0.05)  # so it is even: a mean square is at least the mean's square
+    assert before > 1.4 * after
+
+
+def test_a_listed_schedule_goes_through_its_values_on_straight_lines():
+    schedule = ListedConfig([-6.0, -5.0, 1.0, 4.0]).build()
+    log_snr = [schedule.level(t).log_snr for t in (0.0, 1 / 3, 2 / 3, 1.0, 0.5, 5 / 6)]
+    assert log_snr == pytest.approx([6, 5, -1, -4, 2, -2.5])
+    assert schedule.level(0.7).alpha ** 2 + schedule.level(0.7).sigma ** 2 == pytest.approx(1)
+    for t in (0.1, 0.5, 0.9):
+        assert schedule.t_at(schedule.level(t).nsr) == pytest.approx(t)
+    lines = on_lines(torch.tensor([-1.0, 0.25, 2.0]), torch.tensor([1.0, 2.0, 4.0]))
+    assert lines.tolist() == [1.0, 1.5, 4.0]
+
+
+@pytest.mark.parametrize("gamma", [[], [1.0], [1.0, 1.0], [2.0, 1.0], [0.0, float("nan")], [0.0, float("inf")]])
+def test_a_list_that_does_not_rise_is_refused(gamma):
+    with pytest.raises(ValueError, match=r"gamma .* is not two or more rising numbers; try gamma=\[-13.3,5\]"):
+        ListedConfig(gamma)
 
 
 @pytest.mark.parametrize("values", [{"gamma_0": 5.0}, {"gamma_1": float("nan")}, {"units": 0}])

@@ -14,12 +14,14 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+import yaml
 from calls import SCRIPTS, assert_one_line, call
 from conftest import TINY
 from PIL import Image
 
 from ldm.config import from_dict, load
 from ldm.data.scene import TRAINED
+from ldm.diffusion.learned import ListedConfig
 from ldm.evaluation.benchmark import true_pictures
 from ldm.evaluation.prompts import CATEGORIES, read_prompts
 from ldm.folders import load_model
@@ -213,6 +215,22 @@ def test_levels_found_for_a_model_are_written_with_it(chain, tmp_path):
     sampling = load_model(tmp_path / "model").sampling
     assert len(sampling.grid.times) == sampling.sample.steps == 3
     assert f"written to {tmp_path / 'model'}" in printed
+
+
+def test_a_learned_schedule_is_printed_as_settings_of_a_training(chain):
+    options = ("--images", 8, "--gamma", -5, 6, "--values", 5)
+    status, printed, errors = call("learn_schedule.py", chain.model, *options)
+    assert status == 0, errors
+    name, settings = printed.splitlines()[-1].split(": ", 1)
+    listed = yaml.safe_load(settings)
+    assert (name, listed["name"]) == ("schedule", "listed")
+    schedule = ListedConfig(listed["gamma"]).build()
+    assert schedule.level(0.0).log_snr == pytest.approx(5) and schedule.level(1.0).log_snr == pytest.approx(-6)
+
+
+def test_a_schedule_of_too_few_values_is_refused():
+    assert_one_line(call("learn_schedule.py", "--values", 1), "--values 1")
+    assert_one_line(call("learn_schedule.py", "--gamma", 2, 1), "gamma_0 2.0 is not below gamma_1 1.0")
 
 
 def test_any_prompt_gives_an_image_with_a_safe_name(draw):
