@@ -21,11 +21,17 @@ REPEATS = 9
 def once(backend: str, rows: int, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
     """Milliseconds of one forward and backward pass with 4 heads of width 64."""
     q, k, v = (torch.randn(rows, 4, tokens, 64, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+    settle(device)
     began = time.perf_counter()
     attention(q, k, v, backend=backend).sum().backward()
+    settle(device)
+    return 1_000 * (time.perf_counter() - began)
+
+
+def settle(device: torch.device) -> None:
+    """Wait for what a GPU has been asked."""
     if device.type == "cuda":
         torch.cuda.synchronize()
-    return 1_000 * (time.perf_counter() - began)
 
 
 def main() -> None:

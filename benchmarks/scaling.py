@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.cli import one_line_errors
 from ldm.config import load
 from ldm.run import Run
 from ldm.types import Condition
@@ -21,8 +22,7 @@ BYTES = {"weights": 4, "gradients": 4, "their buckets": 4, "AdamW": 8, "average"
 
 def cost(run: Run) -> tuple[int, int]:
     """Parameters of the run's denoiser, and the FLOPs of training on one image; on torch's "meta" device."""
-    factor = run.autoencoder.patch * 2 ** (len(run.autoencoder.multipliers) - 1)
-    channels, side = run.autoencoder.channels, run.data.size // factor
+    channels, side = run.autoencoder.channels, run.data.size // run.autoencoder.factor
     widths = {"text_width": TEXT_WIDTH, "pooled_width": TEXT_WIDTH}
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
         network = run.denoiser.build(channels=channels, out_channels=channels, **widths)
@@ -59,4 +59,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

@@ -5,7 +5,7 @@ Legend: B batch, C channels, H W height and width, L text tokens, D token width,
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from math import inf, log
+from math import hypot, inf, log
 from typing import NamedTuple, Protocol
 
 import torch
@@ -90,6 +90,13 @@ class Level(NamedTuple):
         return self.sigma / self.alpha if self.alpha > 0 else inf
 
     @property
+    def norm(self) -> Scalar:
+        """sqrt(alpha^2 + sigma^2): x's standard deviation where x0's is 1."""
+        if isinstance(self.alpha, Tensor) or isinstance(self.sigma, Tensor):
+            return torch.hypot(torch.as_tensor(self.alpha), torch.as_tensor(self.sigma))
+        return hypot(self.alpha, self.sigma)
+
+    @property
     def log_snr(self) -> Scalar:
         """2 log(alpha / sigma)."""
         nsr = self.nsr
@@ -101,10 +108,9 @@ class Level(NamedTuple):
 
 
 class Prediction(NamedTuple):
-    """What a denoiser says of x: the clean x0, and the log-variance of the reverse step where it is learned."""
+    """What a denoiser says of x: the clean x0, and the variance of the reverse step where it is learned."""
 
     x0: Tensor
-    log_variance: Tensor | None = None
     variance: Tensor | None = None  # about in [-1, 1]: where the step's log-variance lies between its bounds
 
 

@@ -7,7 +7,6 @@ python scripts/edit.py restore --image star.png --prompt "a red star" --operator
 
 import argparse
 from collections.abc import Callable
-from math import log10
 from pathlib import Path
 from typing import NamedTuple
 
@@ -29,6 +28,8 @@ from ldm.editing import (
     restored,
     varied,
 )
+from ldm.editing.image_to_image import first_level
+from ldm.evaluation.reconstruction import psnr
 from ldm.folders import load_model, shipped_model
 from ldm.pictures import grid
 from ldm.pipeline import Steer, TextToImage, Walk, from_noise
@@ -84,6 +85,7 @@ class Plan(NamedTuple):
 
     before: list[Tensor]  # pictures (1, 3, H, W) that stand before the results
     legend: str  # what they are
+    steps: int  # of each drawing
     steer: Steer | None = None
     walk: Walk = from_noise
     finish: Callable[[Tensor], Tensor] = lambda drawn: drawn
@@ -100,7 +102,7 @@ def main() -> None:
     model.latent_size(size)  # refuses a size that does not fit
     plan = {"vary": vary, "fill": fill, "restore": restore}[args.way](args, model, image)
     prompts = [args.prompt] * args.n_samples
-    with tqdm(total=len(prompts) * model.sampling.sample.steps, desc=args.way, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=len(prompts) * plan.steps, desc=args.way, unit="step", dynamic_ncols=True) as bar:
         drawn = model(
             prompts,
             negative=args.negative_prompt,
@@ -113,8 +115,8 @@ def main() -> None:
         )
         results = [plan.finish(one) for one, _ in drawn]
     if args.way == "restore":
-        print(f"PSNR against the whole picture: of the measurement alone {psnr(image, plan.before[-1]):.1f} dB")
-        print(f"of the restored pictures {', '.join(f'{psnr(image, one):.1f}' for one in results)} dB")
+        print(f"PSNR against the whole picture: of the measurement alone {decibels(image, plan.before[-1])} dB")
+        print(f"of the restored pictures {', '.join(decibels(image, one) for one in results)} dB")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     shown = [*plan.before, *results]
     grid(torch.cat(shown), columns=len(shown), path=args.out)
@@ -122,7 +124,10 @@ def main() -> None:
 
 
 def vary(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
-    return Plan([image], "the picture", walk=varied(model, image, args.strength))
+    walk = varied(model, image, args.strength)
+    steps = model.sampling.sample.steps
+    left = steps - first_level(model.sampling.grid(model.process.schedule, steps), args.strength)
+    return Plan([image], "the picture", left, walk=walk)
 
 
 def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
@@ -132,22 +137,25 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
         raise ValueError(f"--mask {args.mask} is of another size than the image; make it {size}")
     if args.times < 1:
         raise ValueError(f"--times {args.times} is not at least 1")
-    if args.times > 1 and args.sampler:
-        raise ValueError(f"--sampler {args.sampler} draws once; give it --times 1")
+    chosen = [override for override in given_sampling(args) if override.startswith("sampler")]
+    if args.times > 1 and chosen:
+        raise ValueError(f"{' '.join(chosen)} is of samplers that draw once; give it --times 1")
     resampling = ResamplingConfig(args.jump, args.times) if args.times > 1 else None
     steer, walk = filled(model, image, mask, resampling)
 
     def finish(drawn: Tensor) -> Tensor:
         return torch.lerp(image, drawn, mask)
 
-    return Plan([image * (1 - mask)], "the picture without the hole", steer, walk, finish)
+    steps = model.sampling.sample.steps
+    return Plan([image * (1 - mask)], "the picture without the hole", steps, steer, walk, finish)
 
 
 def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
     operator = operator_of(args.operator, args.amount, image)
     y = operator.apply(image)
     steer = {"ddnm": restored, "dps": followed}[args.method](model, operator, y)
-    return Plan([image, operator.pseudo_inverse(y).view_as(image)], "the picture, what was measured of it", steer)
+    before = [image, operator.pseudo_inverse(y).view_as(image)]
+    return Plan(before, "the picture, what was measured of it", model.sampling.sample.steps, steer)
 
 
 def box(text: str, image: Tensor) -> Tensor:
@@ -187,9 +195,8 @@ def operator_of(name: str, amount: float, image: Tensor) -> Operator:
     return Projections((3, height, width), round(amount * image[0].numel()), seed=0)
 
 
-def psnr(image: Tensor, other: Tensor) -> float:
-    """In decibels, peak to peak 2."""
-    return 10 * log10(4 / max((image - other.clamp(-1, 1)).square().mean().item(), 1e-12))
+def decibels(image: Tensor, other: Tensor) -> str:
+    return f"{psnr(other.clamp(-1, 1), image).item():.1f}"
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ images. What is printed is a schedule for a new training.
 """
 
 import argparse
-from math import exp
+from math import exp, isclose
 from pathlib import Path
 
 import torch
@@ -20,6 +20,7 @@ from ldm.config import load
 from ldm.data.loader import first_batches
 from ldm.diffusion.grids import at_times
 from ldm.diffusion.learned import LearnedConfig, fit, on_lines
+from ldm.diffusion.times import MIN_TIME
 from ldm.diffusion.vlb import continuous_bound
 from ldm.folders import CONFIG, load_model, shipped_model
 from ldm.pipeline import TextToImage
@@ -48,7 +49,7 @@ def main() -> None:
 
     def size(level: Level) -> Tensor:
         gamma = -torch.as_tensor(level.log_snr).flatten()  # (B,)
-        return on_lines((gamma - low) / (high - low), sizes)
+        return on_lines(((gamma - low) / (high - low) * PLACES - 0.5) / (PLACES - 1), sizes)  # from middle to middle
 
     before, after = fit(learned, size)
     with torch.no_grad():
@@ -62,10 +63,17 @@ def main() -> None:
 def loss_sizes(model: TextToImage, run: Run, images: int, low: float, high: float) -> Tensor:
     """The root mean square over held-out images of the bound per unit of log SNR, in bits per dimension (PLACES,).
 
-    Evenly spaced from where -log SNR is ``low`` to where it is ``high``.
+    Of as many bins of equal length from where -log SNR is ``low`` to where it is ``high``.
+
+    Raises:
+        ValueError: the model's schedule does not reach so far.
     """
     schedule = model.process.schedule
     grid = at_times(schedule, [schedule.t_at(exp(gamma / 2)) for gamma in (high, low)])
+    reached = [-float(level.log_snr) for level in grid[:2]]
+    if not (isclose(reached[0], high, abs_tol=0.01) and isclose(reached[1], low, abs_tol=0.01)):
+        ends = f"{-float(schedule.level(MIN_TIME).log_snr):.2f} to {-float(schedule.level(1.0).log_snr):.2f}"
+        raise ValueError(f"--gamma {low:g} {high:g} is not within what the model was trained on, {ends}")
     squares, count = torch.zeros(PLACES), 0
     for seed, batch in enumerate(first_batches(run.data.build("val"), AT_ONCE, images)):
         latent, cond = model.encode(batch)

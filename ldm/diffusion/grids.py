@@ -18,7 +18,7 @@ TABLE = 1_000  # steps of the table that a schedule without one is taken for whe
 
 
 def uniform(schedule: Schedule, steps: int) -> Grid:
-    """``steps`` + 1 levels evenly spaced in t: "trailing" steps (Lin et al. 2024, arXiv:2305.08891)."""
+    """``steps`` + 1 levels evenly spaced in t: "trailing" steps (Lin et al. 2023, arXiv:2305.08891)."""
     return at_times(schedule, (_counted(steps) - np.arange(steps)) / steps)
 
 
@@ -50,7 +50,7 @@ def evenly_in(
 
 @dataclass
 class UniformConfig:
-    """Evenly spaced in t, from 1 ("trailing"; Lin et al. 2024, arXiv:2305.08891, Table 2)."""
+    """Evenly spaced in t, from 1 ("trailing"; Lin et al. 2023, arXiv:2305.08891, Table 2)."""
 
     def __call__(self, schedule: Schedule, steps: int) -> Grid:
         return uniform(schedule, steps)
@@ -60,8 +60,9 @@ class UniformConfig:
 class LeadingConfig:
     """Every (N // steps)-th step of a table of N, from its first ("leading"; arXiv:2305.08891, Table 2).
 
-    As DDIM, Stable Diffusion and most older programs do: the times i (N // steps) / N + 1 / N. The grid starts below
-    t = 1, where an image is not all noise; it is here to draw as they do. N is the schedule's own, or 1,000.
+    As DDIM and most older programs do: the times i (N // steps) / N + 1 / N. The grid starts below t = 1, where an
+    image is not all noise; it is here to draw as they do. N is the schedule's own, or 1,000. Stable Diffusion's
+    settings in diffusers (steps_offset=1) take each time 1 / N later.
     """
 
     def __call__(self, schedule: Schedule, steps: int) -> Grid:

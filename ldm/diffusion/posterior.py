@@ -58,16 +58,13 @@ def reverse_step(said: Prediction, x: Tensor, now: Level, to: Level, variance: V
     The mean is the posterior's at the predicted x0. ``variance`` is the posterior's or beta's, DDPM's two choices
     (arXiv:2006.11239, Sec. 3.2), or the learned one. The posterior's is 0 in the step to clean data: beta then. Where
     the variance explodes beta is too large in the noisy steps; elsewhere its bound is the closer one.
-    A learned ``said.log_variance`` belongs to the step that it was learned for; ``said.variance``, from -1 for the
-    posterior's to 1 for beta, is good for any.
+    A learned ``said.variance`` goes from -1 for the posterior's to 1 for beta.
     """
     mean, _ = posterior(x, said.x0, now, to)
     if variance == "learned":
-        if said.variance is not None:
-            return mean, interpolated_log_variance((said.variance + 1) / 2, now, to)
-        if said.log_variance is None:
+        if said.variance is None:
             raise ValueError("variance 'learned' is not one that this denoiser predicts; try variance=posterior")
-        return mean, said.log_variance
+        return mean, interpolated_log_variance((said.variance + 1) / 2, now, to)
     if variance not in get_args(Variance):
         raise ValueError(f"variance '{variance}' is not one of {', '.join(get_args(Variance))}")
     log_beta = like(x, beta(now, to)).log()

@@ -4,7 +4,6 @@ Legend: B batch, C latent channels, H W latent size.
 """
 
 from dataclasses import dataclass
-from math import hypot
 from typing import Any, NamedTuple
 
 import torch
@@ -76,9 +75,7 @@ class Process:
 
 def unit(x: Tensor, level: Level) -> Tensor:
     """``x`` over its standard deviation at ``level``, where x0's is 1 (EDM's c_in, arXiv:2206.00364, Table 1)."""
-    if isinstance(level.alpha, Tensor) or isinstance(level.sigma, Tensor):
-        return x / torch.hypot(torch.as_tensor(level.alpha), torch.as_tensor(level.sigma))
-    return x / hypot(level.alpha, level.sigma)
+    return x / level.norm
 
 
 def noised(x0: Tensor, noise: Tensor, level: Level) -> Tensor:

@@ -1,8 +1,5 @@
 """What the network regresses: F = a x0 + b noise, and the one inversion that serves every choice of (a, b)."""
 
-from math import hypot
-
-import torch
 from torch import Tensor
 
 from ldm.types import Level, Scalar, Schedule, Target
@@ -21,7 +18,7 @@ def x0(level: Level) -> tuple[Scalar, Scalar]:
 def v(level: Level) -> tuple[Scalar, Scalar]:
     """Velocity, F = alpha noise - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512, App. D).
 
-    On a straight-line schedule this is not ``flow``: it differs by x's standard deviation there.
+    On a straight-line schedule this is not ``flow``: there v = (1 - 2 t) x + (alpha^2 + sigma^2) flow.
     """
     return -level.sigma, level.alpha
 
@@ -41,12 +38,7 @@ def edm(level: Level) -> tuple[Scalar, Scalar]:
 
     (x0 - c_skip y) / c_out for y = x / alpha. Where alpha^2 + sigma^2 = 1 it is ``v`` with its sign turned.
     """
-    alpha, sigma = level.alpha, level.sigma
-    if isinstance(alpha, Tensor) or isinstance(sigma, Tensor):
-        norm: Scalar = torch.hypot(torch.as_tensor(alpha), torch.as_tensor(sigma))
-    else:
-        norm = hypot(alpha, sigma)
-    return sigma / norm, -alpha / norm
+    return level.sigma / level.norm, -level.alpha / level.norm
 
 
 def posterior_mean(schedule: Schedule, steps: int = 1_000) -> Target:
@@ -58,9 +50,7 @@ def posterior_mean(schedule: Schedule, steps: int = 1_000) -> Target:
     def target(level: Level) -> tuple[Scalar, Scalar]:
         t = level.t.flatten() if isinstance(level.t, Tensor) else level.t
         to = schedule.level((t - 1 / steps).clamp(min=0) if isinstance(t, Tensor) else max(0.0, t - 1 / steps))
-        left = (to.nsr / level.nsr) ** 2  # share of the noise's variance that the step leaves
-        pull = to.alpha * (1 - left)  # mean = pull x0 + (to.alpha / alpha) left x
-        return pull + to.alpha * left, to.alpha * left * level.nsr
+        return to.alpha, to.alpha * to.nsr * (to.nsr / level.nsr)
 
     return target
 

@@ -8,8 +8,6 @@
 Legend: H W image size, f the autoencoder's factor, m number of measurements.
 """
 
-from itertools import chain
-
 import torch
 from torch import Tensor
 
@@ -28,9 +26,7 @@ def varied(model: TextToImage, image: Tensor, strength: float) -> Walk:
     latent = _encoded(model, image)
 
     def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
-        first = noise()  # which says how many pictures are drawn
-        draws = chain([first], iter(noise, None))
-        return image_to_image(denoise, sampler, grid, latent.expand_as(first), strength, lambda: next(draws))
+        return image_to_image(denoise, sampler, grid, latent, strength, noise)
 
     return walk
 

@@ -11,6 +11,8 @@ def image_to_image(
 ) -> Tensor:
     """Clean latents (B, C, H, W) like ``latent``, the less so the more ``strength`` (SDEdit, arXiv:2108.01073, alg. 1).
 
+    ``latent`` is (B, C, H, W), or (1, C, H, W) for as many pictures of it as ``noise`` has rows.
+
     ``sampler`` starts from the noised ``latent`` at the level of ``grid`` whose time is nearest to ``strength``. At
     the grid's first level it starts from noise alone, even where the schedule keeps a trace of data to the end:
     strength 1 is sampling from nothing. Strength 0 returns ``latent``.
@@ -19,12 +21,19 @@ def image_to_image(
         ValueError: the strength is not in [0, 1].
     """
     check_strength(strength)
-    start = min(range(len(grid)), key=lambda i: abs(float(grid[i].t) - strength))
+    draw = noise()
+    latent = latent.expand_as(draw)
+    start = first_level(grid, strength)
     if start == len(grid) - 1:
         return latent
     rest = Grid(grid[start:], grid.schedule)
-    x = noised(latent, noise(), rest[0]) if start > 0 else rest[0].sigma * noise()
+    x = noised(latent, draw, rest[0]) if start > 0 else rest[0].sigma * draw
     return sampler(denoise, x, rest, noise)
+
+
+def first_level(grid: Grid, strength: float) -> int:
+    """The place in ``grid`` of the level whose time is nearest to ``strength``."""
+    return min(range(len(grid)), key=lambda i: abs(float(grid[i].t) - strength))
 
 
 def check_strength(strength: float) -> None:

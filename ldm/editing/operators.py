@@ -82,9 +82,9 @@ class Blur:
 
     def __init__(self, std: float, size: tuple[int, int], *, padding: str = "reflect", cutoff: float = 0.01) -> None:
         """``std`` is in pixels; ``padding`` is "reflect" or "circular"."""
-        radius = ceil(3 * std)
-        if not 0 < std < float("inf") or radius >= min(size):
+        if not 0 < std <= (min(size) - 1) / 3:
             raise ValueError(f"std {std} is not above 0 and below a third of size {size}; try std=2")
+        radius = ceil(3 * std)
         if padding not in ("reflect", "circular"):
             raise ValueError(f"padding '{padding}' is not one of reflect, circular")
         weights = torch.exp(-0.5 * (torch.arange(-radius, radius + 1, dtype=torch.float64) / std) ** 2)

@@ -25,7 +25,7 @@ class PredictorCorrectorConfig:
     """Song et al. 2021, arXiv:2011.13456, alg. 2 and 3."""
 
     corrections: int = 1  # Langevin steps at each level
-    snr: float = 0.16  # r of alg. 4 and 5, their size
+    snr: float = 0.16  # r of alg. 4, their size
 
     def __post_init__(self) -> None:
         if self.corrections < 0:
@@ -82,7 +82,8 @@ def predictor_corrector(
     """Clean x (B, C, H, W) from ``x`` at ``grid[0]`` (Song et al. 2021, arXiv:2011.13456, alg. 2 and 3).
 
     Each step of the reverse SDE is followed by ``corrections`` Langevin steps at its level, of a size that makes the
-    drift ``snr`` times as long as the noise (alg. 4 and 5). Lengths are each image's own: it must not depend on others.
+    drift ``snr`` times as long as the noise (alg. 4 for every schedule; alg. 5 has a factor alpha more).
+    Lengths are each image's own: it must not depend on others.
     """
     for now, to in pairwise(grid):
         x = back(x, denoise(x, now).x0, now, to, grid.schedule, noise)

@@ -79,7 +79,7 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan
         sum(p.numel() for p in parameters if p.requires_grad),
         flops // config.batch,
         _peak_memory(device),
-        free if device.type == "cpu" else torch.cuda.mem_get_info(device)[1],
+        free,
         images * trainer.accelerator.num_processes / seconds,
         seconds * config.steps,
         state,

@@ -107,6 +107,16 @@ def test_encoding_draws_nothing_at_random(bottleneck):
     assert torch.equal(network.encode(pictures(2)), network.encode(pictures(2)))
 
 
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_a_pass_that_is_not_finite_leaves_no_trace(bottleneck):
+    """Fault 19: the step is skipped, and what moves in the pass itself, such as a codebook, must stay too."""
+    network = build(bottleneck).train()
+    network(pictures(2))
+    before = {name: value.clone() for name, value in network.state_dict().items()}
+    network(torch.full_like(pictures(2), float("nan")))
+    assert [name for name, value in network.state_dict().items() if not torch.equal(value, before[name])] == []
+
+
 @pytest.mark.parametrize("size", [(30, 32), (32, 30), (2, 2)])
 def test_sides_that_are_no_multiples_of_the_factor_are_refused(size):
     with pytest.raises(ValueError, match=rf"{size[1]} x {size[0]} pixels: sides must be multiples of 4"):

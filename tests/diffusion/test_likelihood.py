@@ -166,6 +166,12 @@ def test_a_step_back_in_training_is_one_of_the_table_and_the_last_is_clean(name)
 # The bound.
 
 
+def place(log_variance, now, to):
+    """Where a step's log-variance lies, from -1 for the posterior's to 1 for beta: how a network says it."""
+    low, high = interpolated_log_variance(torch.tensor([0.0, 1.0], dtype=log_variance.dtype), now, to)
+    return 2 * (log_variance - low) / (high - low) - 1
+
+
 def exactly_reversing(grid, variances):
     """The exact denoiser of N(MEAN, diag(variances)), and the exact log-variance of every step of ``grid``."""
     exact = gaussian_denoiser(torch.diag(variances))
@@ -176,7 +182,7 @@ def exactly_reversing(grid, variances):
         before, after = (level.alpha**2 * variances + level.sigma**2 for level in (now, to))
         shared = now.alpha / to.alpha * after  # the covariance of x at both
         log_variance = (after - shared**2 / before).log().view(1, 2, 1, 1)
-        return Prediction(exact(x, now).x0, log_variance)
+        return Prediction(exact(x, now).x0, variance=place(log_variance, now, to))
 
     return denoise
 
@@ -323,7 +329,8 @@ def test_the_term_is_least_at_the_variance_that_is_true():
     mean, variance = posterior(x, x0, now, to)
     best = log(variance + float(posterior(x, wrong, now, to)[0] - mean) ** 2)
     terms = [
-        float(vlb_term(Prediction(wrong, torch.full_like(x0, best + off)), x0, x, now, to)) for off in (-0.1, 0.0, 0.1)
+        float(vlb_term(Prediction(wrong, place(torch.full_like(x0, best + off), now, to)), x0, x, now, to))
+        for off in (-0.1, 0.0, 0.1)
     ]
     assert terms[1] < terms[0] and terms[1] < terms[2]
 

@@ -9,6 +9,15 @@ from ldm.diffusion.targets import TARGETS, posterior_mean, regressed, to_x0
 from ldm.types import Level
 
 
+@pytest.mark.parametrize("as_tensor", [False, True])
+def test_the_posterior_mean_of_pure_noise_is_alpha_x0(as_tensor):
+    schedule = SCHEDULES["cosine"](zero_snr=True).build()
+    level = schedule.level(torch.ones(1) if as_tensor else 1.0)
+    assert float(level.alpha) == 0
+    a, b = (float(part) for part in posterior_mean(schedule)(level))
+    assert (a, b) == (pytest.approx(schedule.level(0.999).alpha, rel=1e-4), 0)
+
+
 @pytest.mark.parametrize("schedule", SCHEDULES)
 @pytest.mark.parametrize("target", TARGETS)
 def test_every_target_inverts_to_x0(target, schedule):

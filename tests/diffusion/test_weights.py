@@ -138,6 +138,16 @@ def test_importance_prefers_large_losses_and_keeps_the_mean():
     assert (times.weight * losses).std() < 0.05, "weighted by 1 / p, every loss counts alike"
 
 
+def test_importance_learns_nothing_from_losses_that_are_not_finite():
+    """Fault 19."""
+    sampler = ImportanceConfig(bands=4, history=1).build(SCHEDULE)
+    t = torch.tensor([0.1, 0.4, 0.6, 0.9])
+    sampler.observe(t, torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    before = sampler.shares()
+    sampler.observe(t, torch.tensor([float("nan"), float("inf"), 3.0, float("nan")]))
+    assert torch.equal(sampler.shares(), before)
+
+
 def test_importance_goes_on_from_its_state():
     sampler = ImportanceConfig(bands=4, history=2).build(SCHEDULE)
     sampler.observe(torch.linspace(0.01, 1, 64), torch.rand(64))

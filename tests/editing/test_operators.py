@@ -96,6 +96,8 @@ def test_a_random_mask_hides_the_share_that_was_asked_for():
     [
         (lambda: Blur(0.0, (8, 8)), "std 0.0"),
         (lambda: Blur(3.0, (8, 8)), "std 3.0"),
+        (lambda: Blur(float("inf"), (8, 8)), "std inf"),
+        (lambda: Blur(float("nan"), (8, 8)), "std nan"),
         (lambda: Blur(1.0, (8, 8), padding="zeros"), "padding 'zeros'"),
         (lambda: Projections((1, 2, 2), 5), "count 5"),
         (lambda: Projections((1, 2, 2), 0), "count 0"),

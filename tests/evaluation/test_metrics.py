@@ -226,7 +226,7 @@ def test_code_in_a_weights_file_is_not_run(load_network: Callable[[Path], Any], 
 @pytest.mark.parametrize(
     ("package", "call"),
     [
-        ("torchmetrics", lambda: psnr(images(), images())),
+        ("torchmetrics", lambda: ssim(images(), images())),
         ("torchmetrics", lambda: distances(gaussian(9, 1), gaussian(9, 2))),
         ("torch_fidelity", Inception),
         ("lpips", Lpips),

@@ -197,7 +197,8 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
         ("fill --box 0,0,65,64", "not within 0,0,64,64"),
         ("fill --box left", "not four whole numbers"),
         ("fill --box 0,0,9,9 --times 0", "--times 0"),
-        ("fill --box 0,0,9,9 --sampler heun", "give it --times 1"),
+        ("fill --box 0,0,9,9 --sampler heun", "sampler=heun is of samplers that draw once; give it --times 1"),
+        ("fill --box 0,0,9,9 --eta 0.5", "sampler.eta=0.5 is of samplers that draw once"),
     ],
 )
 def test_a_mistake_in_editing_is_told_in_one_line(args, says, chain, tmp_path, monkeypatch):
@@ -231,6 +232,7 @@ def test_a_learned_schedule_is_printed_as_settings_of_a_training(chain):
 def test_a_schedule_of_too_few_values_is_refused():
     assert_one_line(call("learn_schedule.py", "--values", 1), "--values 1")
     assert_one_line(call("learn_schedule.py", "--gamma", 2, 1), "gamma_0 2.0 is not below gamma_1 1.0")
+    assert_one_line(call("learn_schedule.py", "--gamma", -7, 40), "--gamma -7 40 is not within")
 
 
 def test_any_prompt_gives_an_image_with_a_safe_name(draw):

@@ -57,6 +57,11 @@ def over_all_ranks(x: Tensor) -> Tensor:
     return x
 
 
+def finite_everywhere(x: Tensor) -> bool:
+    """Whether all of every process's ``x`` is finite."""
+    return not over_all_ranks((~x.isfinite()).sum())
+
+
 def told_by_first_rank(x: Tensor) -> Tensor:
     """The first process's ``x``."""
     if distributed.is_initialized():

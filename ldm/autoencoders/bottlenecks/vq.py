@@ -18,7 +18,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code, Quantizer, straight_through, usage
-from ldm.autoencoders.bottlenecks.clusters import k_means, nearest, pick, smoothed, tally, told_by_first_rank
+from ldm.autoencoders.bottlenecks.clusters import (
+    finite_everywhere,
+    k_means,
+    nearest,
+    pick,
+    smoothed,
+    tally,
+    told_by_first_rank,
+)
 
 
 @dataclass
@@ -77,14 +85,15 @@ class VectorQuantizer(Quantizer):
         """The nearest codes with the gradient of ``h``, and the two terms of the loss; ``pixels`` does not matter."""
         x = self.mode(h)  # (B, C, h, w)
         vectors = rearrange(x.detach(), "b c h w -> (b h w) c")
-        if self.training:
+        learns = self.training and finite_everywhere(vectors)  # or the step is skipped, and must leave no trace
+        if learns:
             self._renew(vectors)
         indices = self.codes(h)  # (B, h, w)
         code = self.from_codes(indices)  # (B, C, h, w)
         penalty = self.config.commitment * F.mse_loss(x, code.detach())
         if not self.config.ema:
             penalty = penalty + F.mse_loss(code, x.detach())
-        if self.training:
+        if learns:
             self._count(vectors, indices.flatten())
         return Code(straight_through(x, code), penalty, usage(indices, self.num_codes))
 
