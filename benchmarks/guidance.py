@@ -2,12 +2,12 @@
 
     python benchmarks/guidance.py --classifier runs/shapes/classifier --worse runs/early/model
 
-Scores are those of the exact benchmark on prompts of a seed of their own. Spread is the root mean square difference of
-two pictures of the same prompt, pixels in [-1, 1]: how different they are.
+A cell says the share of right pictures by the exact benchmark, on prompts of a seed of their own; and the spread, the
+root mean square difference of two pictures of one prompt, pixels in [-1, 1]: how different they are. A scale of 1 is
+no guidance, but for the classifier, which then counts as it is.
 """
 
 import argparse
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -21,6 +21,9 @@ from ldm.pipeline import Steer, TextToImage
 from ldm.steering import by_classifier, by_worse_model
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
+PAIRS = 30  # prompts whose two pictures are compared
+OTHER = 1_000_000  # seed of the second ones
+CLASSIFIER = "classifier alone"
 KINDS = {
     "interval [0.2, 0.9]": ["guidance.interval=[0.2,0.9]"],
     "rescale 0.7": ["guidance.rescale=0.7"],
@@ -46,17 +49,19 @@ def main() -> None:
     measure = Measure(model, args.prompts_per_category)
     head("guidance", [f"scale {scale:g}" for scale in SCALES])
     for name, setting in {"plain": [], **KINDS}.items():
-        tell(name, [measure.both([*setting, f"guidance.scale={scale}"]) for scale in SCALES])
+        guided = [scale for scale in SCALES if scale > 1 or not setting]
+        tell(name, {scale: measure.cell([*setting, f"guidance.scale={scale}"]) for scale in guided})
     for name, steered in steers(args, model).items():
-        tell(name, [measure.both(["guidance.scale=1"], steered(scale)) for scale in SCALES])
+        guided = [scale for scale in SCALES if scale > 1 or name == CLASSIFIER]
+        tell(name, {scale: measure.cell(["guidance.scale=1"], steered(scale)) for scale in guided})
 
 
 def head(name: str, columns: list[str]) -> None:
     print(f"| {name} | {' | '.join(columns)} |\n|{' --- |' * (len(columns) + 1)}")
 
 
-def tell(name: str, cells: list[str]) -> None:
-    print(f"| {name} | {' | '.join(cells)} |", flush=True)
+def tell(name: str, cells: dict[float, str]) -> None:
+    print(f"| {name} | {' | '.join(cells.get(scale, '') for scale in SCALES)} |", flush=True)
 
 
 def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[float], Steer]]:
@@ -64,10 +69,10 @@ def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[
     found: dict[str, Callable[[float], Steer]] = {}
     if args.classifier:
         classifier = load_classifier(args.classifier, model)
-        found["classifier"] = lambda scale: by_classifier(classifier, scale)
+        found[CLASSIFIER] = lambda scale: by_classifier(classifier, scale)
     if args.worse:
         worse = load_model(args.worse, model.device)
-        found["worse model"] = lambda scale: by_worse_model(model, worse, scale)
+        found["worse model, no empty prompt"] = lambda scale: by_worse_model(model, worse, scale)
     return found
 
 
@@ -78,25 +83,15 @@ class Measure:
         self.model = model
         self.prompts = prompt_set(per_category, TRAINING_SEED)
 
-    def score(self, overrides: list[str], steer: Steer | None = None) -> str:
-        """The share of right pictures, and the seconds that one took."""
+    def cell(self, overrides: list[str], steer: Steer | None = None) -> str:
+        """The share of right pictures, and the difference of two of one prompt."""
         sampling = self.model.sampling.but(*overrides)
-        began = time.perf_counter()
         pictures = drawn_by(self.model, self.prompts, sampling=sampling, steer=steer)
-        seconds = (time.perf_counter() - began) / len(self.prompts)
-        return f"{100 * mark(self.prompts, pictures).score.overall.value:.0f} % ({seconds:.2f} s)"
-
-    def both(self, overrides: list[str], steer: Steer | None = None) -> str:
-        return f"{self.score(overrides, steer)}, {self.spread(overrides, steer)}"
-
-    def spread(self, overrides: list[str], steer: Steer | None = None) -> str:
-        """The difference of two pictures of one prompt, over 30 prompts."""
-        sampling, some = self.model.sampling.but(*overrides), self.prompts[:: max(1, len(self.prompts) // 30)]
-        one, other = (
-            torch.from_numpy(drawn_by(self.model, some, sampling=sampling, seed=seed, steer=steer)).float() / 127.5
-            for seed in (1_000, 2_000)
-        )
-        return f"{(one - other).square().mean(dim=(1, 2, 3)).sqrt().mean().item():.2f}"
+        right = mark(self.prompts, pictures).score.overall.value
+        some = range(0, len(self.prompts), -(-len(self.prompts) // PAIRS))
+        others = drawn_by(self.model, [self.prompts[i] for i in some], sampling=sampling, seed=OTHER, steer=steer)
+        apart = (torch.from_numpy(pictures[some]).float() - torch.from_numpy(others).float()) / 127.5
+        return f"{100 * right:.0f} %, {apart.square().mean(dim=(1, 2, 3)).sqrt().mean().item():.2f}"
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
 The score is that of the exact benchmark, on prompts of a seed of their own. The distance is that of the pictures from
 those of a thousand steps of the probability-flow ODE from the same noise, root mean square, pixels in [-1, 1]; samplers
 that draw noise on their way have none. Each column is a budget of calls, and each row takes the most steps that it
-allows; a guided call is one call.
+allows; a guided call is one call. Samplers that take the same steps share a row.
 """
 
 import argparse
@@ -31,11 +31,8 @@ from ldm.types import Denoise, Level, Prediction, Schedule
 BUDGETS = (1, 2, 4, 8, 16, 32, 50, 100)
 SOLVER = ["sampler=dpm_solver_pp", "sampler.eta=0"]
 ROWS = {  # what is drawn with: overrides of the model's own settings
-    "ddim": ["sampler=ddim"],
-    "ddim, eta 1": ["sampler=ddim", "sampler.eta=1"],
-    "ddpm": ["sampler=ddpm"],
-    "euler": ["sampler=euler"],
-    "euler_ancestral": ["sampler=euler_ancestral"],
+    "ddim = euler": ["sampler=ddim"],
+    "ddim, eta 1 = ddpm = euler_ancestral": ["sampler=ddim", "sampler.eta=1"],
     "heun": ["sampler=heun"],
     "edm": ["sampler=edm"],
     "plms": ["sampler=plms"],
@@ -160,16 +157,20 @@ def _calls(sampling: Sampling, schedule: Schedule, steps: int) -> int:
 
 
 def table(found: dict[str, list[Point]], name: str, cell: Callable[[Point], str]) -> str:
-    """Markdown; a row's point stands in the first column whose budget allows it, or else in the last."""
+    """Markdown; a point stands in the first column whose budget allows it, or else in the last, with its calls."""
     lines = [f"| {name} | {' | '.join(map(str, BUDGETS))} |", "|" + " --- |" * (len(BUDGETS) + 1)]
     for row, points in found.items():
-        cells = {budget_of(point): cell(point) for point in points}
+        cells = {budget_of(point): cell(point) + beyond(point) for point in points}
         lines.append(f"| {row} | {' | '.join(cells.get(budget, '') for budget in BUDGETS)} |")
     return "\n".join(lines) + "\n"
 
 
 def budget_of(point: Point) -> int:
     return next((budget for budget in BUDGETS if point.calls <= budget), BUDGETS[-1])
+
+
+def beyond(point: Point) -> str:
+    return f" ({point.calls} calls)" if point.calls > BUDGETS[-1] else ""
 
 
 def figure(found: dict[str, list[Point]], out: Path) -> None:

@@ -1,18 +1,38 @@
 """benchmarks/samplers.py: every sampler is in the table, at as many steps as a budget of calls allows."""
 
 import pytest
+import torch
 
 from benchmarks.samplers import BUDGETS, ROWS, Point, budget_of, draws_noise, most_steps, rehearsal, table
+from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS
 from ldm.sampling import Sampling
+from ldm.types import Prediction
 
 SCHEDULE = SCHEDULES["cosine"](shift=2.0).build()
 STEPPED = {name: overrides for name, overrides in ROWS.items() if "sampler=ode" not in overrides}
 
 
 def test_every_sampler_has_a_row():
-    assert {overrides[0].removeprefix("sampler=") for overrides in ROWS.values()} == {*SAMPLERS}
+    named = {sampler for row in ROWS for part in row.split(" = ") for sampler in [part.partition(",")[0]]}
+    assert named == {*SAMPLERS}
+
+
+@pytest.mark.parametrize("row", [row for row in ROWS if " = " in row])
+def test_samplers_that_share_a_row_take_the_same_steps(row):
+    grid = uniform(SCHEDULE, 4)
+    start, generator = torch.randn(2, 1, 3, 3), torch.Generator()
+
+    def drawn(sampler):
+        draws = iter(torch.randn(9, 2, 1, 3, 3, generator=generator.manual_seed(0)))
+        return sampler(lambda x, level: Prediction(torch.tanh(x)), start, grid, lambda: next(draws))
+
+    first, *others = (part.partition(",")[0] for part in row.split(" = "))
+    wanted = drawn(Sampling().but(*ROWS[row]).sampler)
+    assert ROWS[row][0] == f"sampler={first}"
+    for name in others:
+        torch.testing.assert_close(drawn(SAMPLERS[name]()), wanted)
 
 
 @pytest.mark.parametrize("name", STEPPED)
@@ -26,12 +46,13 @@ def test_as_many_steps_are_taken_as_the_budget_allows_and_one_more_is_too_many(n
 
 def test_samplers_that_draw_noise_are_told_from_those_that_do_not():
     drawing = {name for name, overrides in STEPPED.items() if draws_noise(Sampling().but(*overrides), SCHEDULE)}
-    assert {"ddpm", "ddim, eta 1", "euler_maruyama", "annealed_langevin", "dpm_solver_pp, eta 1"} <= drawing
-    assert not {"ddim", "euler", "heun", "plms", "ipndm", "deis", "dpm_solver", "dpm_solver_pp", "unipc"} & drawing
+    always = {"ddim, eta 1 = ddpm = euler_ancestral", "euler_maruyama", "annealed_langevin", "dpm_solver_pp, eta 1"}
+    assert always <= drawing
+    assert not {"ddim = euler", "heun", "plms", "ipndm", "deis", "dpm_solver", "dpm_solver_pp", "unipc"} & drawing
 
 
 def test_a_point_stands_in_the_first_column_that_allows_its_calls():
     points = [Point(15, 0.5, None, 0.1), Point(max(BUDGETS) + 40, 0.75, 0.2, 0.1)]
     assert [budget_of(point) for point in points] == [16, max(BUDGETS)]
     row = table({"heun": points}, "right", lambda point: f"{point.score:.0%}").splitlines()[2]
-    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["heun", "", "", "", "", "50%", "", "", "75%"]
+    assert [cell.strip() for cell in row.split("|")[1:-1]] == ["heun", "", "", "", "", "50%", "", "", "75% (140 calls)"]
