@@ -19,7 +19,7 @@ from ldm.training.preflight import check_disk, in_bytes, in_time
 
 
 def cache_pays(run: Run, data: Any) -> bool:
-    """Whether to train from a cache: if asked to, if there is one, or if each image, always the same, is met once."""
+    """Whether to train from a cache: if asked to, if there is one, or if images are fixed and all of them met."""
     if run.cache.use != "auto":
         return run.cache.use == "always"
     if _has_cache(run):

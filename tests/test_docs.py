@@ -32,3 +32,5 @@ def test_the_equations_name_a_function_each():
     equations = [row for row in rows if not row.startswith("| | Equation")]
     assert len(equations) > 30
     assert all(re.search(r"`ldm\.[\w.]+` \|$", row) for row in equations)
+    said = [re.split(r"(?<!\\)\|", row)[2] for row in equations]
+    assert [text for text in said if not re.search(r"[=<>+^(]|->", text)] == []
