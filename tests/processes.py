@@ -1,12 +1,17 @@
-"""Real processes of the scripts, to be ended in every way; forked off a server that has imported everything once."""
+"""Processes of their own: of the scripts, to be ended in every way, and two that train together.
+
+The scripts' are forked off a server that has imported everything once.
+"""
 
 import multiprocessing
 import os
 import runpy
+import socket
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
 FORKS = multiprocessing.get_context("forkserver" if sys.platform != "win32" else "spawn")
@@ -72,3 +77,40 @@ def _main(words: list[str], output: Path, file_size: int) -> None:
         runpy.run_path(str(SCRIPTS / words[0]), run_name="__main__")
     finally:
         sys.stdout.flush()
+
+
+def free_port() -> int:
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        return int(found.getsockname()[1])
+
+
+def of_two(measured: Callable[[int], Any]) -> tuple[Any, Any]:
+    """What ``measured``, given its rank, says in each of two processes that train together: plain values."""
+    context = multiprocessing.get_context("fork")
+    queue, port = context.Queue(), free_port()
+    ranks = [context.Process(target=_one_of_two, args=(rank, port, queue, measured)) for rank in range(2)]
+    try:
+        for rank in ranks:
+            rank.start()
+        found = dict(queue.get(timeout=120) for _ in ranks)
+        for rank in ranks:
+            rank.join()
+    finally:
+        for rank in ranks:
+            rank.kill()
+    return found[0], found[1]
+
+
+def _one_of_two(rank: int, port: int, queue: Any, measured: Callable[[int], Any]) -> None:
+    import torch
+    from accelerate.state import AcceleratorState
+    from torch import distributed
+
+    torch.set_num_threads(1)
+    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
+    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
+    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
+    queue.put((rank, measured(rank)))
+    distributed.barrier()
+    distributed.destroy_process_group()

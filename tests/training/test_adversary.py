@@ -1,13 +1,12 @@
 """The first stage against a discriminator: who moves whom, the same over two processes, and exact going on."""
 
 import json
-import os
 from pathlib import Path
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
-from torch import distributed
+from processes import of_two
 
 from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
 from ldm.autoencoders.losses import hinge
@@ -217,16 +216,6 @@ def test_a_dry_run_counts_both_networks_though_the_rival_joins_later(tmp_path):
     assert found.disk == 3 * found.checkpoint + 2 * exported
 
 
-def on_one_of_two(rank, port, folder, queue, measured):
-    torch.set_num_threads(1)
-    AcceleratorState._reset_state(reset_partial_state=True)  # of the process that this one was forked from
-    place = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
-    os.environ.update({name: str(value) for name, value in place.items()}, MASTER_ADDR="127.0.0.1")
-    queue.put((rank, measured(trainer(folder, batch=4))))
-    distributed.barrier()
-    distributed.destroy_process_group()
-
-
 def gradients(made):
     """Of both networks in the first step, by name, as lists; the optimizers are not stepped."""
     kept = []
@@ -255,22 +244,8 @@ def same(found, wanted):
             torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(value), atol=1e-6, rtol=1e-4, msg=name)
 
 
-def of_two(folder, port, measured):
-    """What ``measured`` says of the trainer of each of two processes that train together."""
-    context = torch.multiprocessing.get_context("fork")
-    queue = context.Queue()
-    given = [(rank, port, folder / f"{rank}", queue, measured) for rank in range(2)]
-    ranks = [context.Process(target=on_one_of_two, args=each) for each in given]
-    for rank in ranks:
-        rank.start()
-    found = dict(queue.get(timeout=120) for _ in ranks)
-    for rank in ranks:
-        rank.join()
-    return found[0], found[1]
-
-
-def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path, free_port):
-    found = of_two(tmp_path, free_port, gradients)
+def test_two_processes_have_the_gradients_of_one_with_the_whole_batch(tmp_path):
+    found = of_two(lambda rank: gradients(trainer(tmp_path / f"{rank}")))
     assert found[0] == found[1]
     same(found[0], gradients(trainer(tmp_path / "alone", batch=8)))
 
@@ -292,18 +267,10 @@ def changed_by_a_bad_step(made):
     return made.skipped, [changed(each, network) for each, network in zip(before, networks, strict=True)]
 
 
-def test_a_loss_of_the_rival_that_is_not_finite_on_one_rank_is_skipped_by_both_for_both_networks(tmp_path, free_port):
+def test_a_loss_of_the_rival_that_is_not_finite_on_one_rank_is_skipped_by_both_for_both_networks(tmp_path):
     """Fault 19."""
-    assert of_two(tmp_path, free_port, changed_by_a_bad_step) == ((1, [set(), set()]), (1, [set(), set()]))
-
-
-@pytest.fixture
-def free_port():
-    import socket
-
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        return found.getsockname()[1]
+    found = of_two(lambda rank: changed_by_a_bad_step(trainer(tmp_path / f"{rank}")))
+    assert found == ((1, [set(), set()]), (1, [set(), set()]))
 
 
 # A whole run

@@ -1,12 +1,12 @@
 """Vectors and the codes nearest to them: what a codebook is made and kept up with.
 
-Over several processes sums are those of all, and draws are those of the first; all other state is so the same on each.
-
 Legend: N vectors, C channels, K codes.
 """
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
+
+from ldm.autoencoders.ranks import sum_over_ranks
 
 EPS = 1e-5  # of a smoothed count
 
@@ -21,7 +21,7 @@ def tally(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
     """How many of the vectors ``x`` (N, C) have each index (K,), and their sums (K, C), over all processes."""
     counts = torch.bincount(indices, minlength=num_codes).to(x.dtype)
     sums = x.new_zeros(num_codes, x.shape[1]).index_add_(0, indices, x)
-    return over_all_ranks(counts), over_all_ranks(sums)
+    return sum_over_ranks(counts), sum_over_ranks(sums)
 
 
 def smoothed(counts: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ def pick(x: Tensor, count: int) -> Tensor:
 def k_means(x: Tensor, count: int, steps: int) -> Tensor:
     """Centres (count, C) of the vectors ``x`` (N, C) after ``steps`` of Lloyd's algorithm from some of them.
 
-    Of this process's vectors alone. A centre that no vector is nearest to stays where it is.
+    A centre that no vector is nearest to stays where it is.
     """
     centres = pick(x, count)
     for _ in range(steps):
@@ -48,23 +48,3 @@ def k_means(x: Tensor, count: int, steps: int) -> Tensor:
         counts = torch.bincount(indices, minlength=count)[:, None]  # (count, 1)
         centres = torch.where(counts > 0, sums / counts.clamp(min=1), centres)
     return centres
-
-
-def over_all_ranks(x: Tensor) -> Tensor:
-    """The sum of every process's ``x``."""
-    if distributed.is_initialized():
-        distributed.all_reduce(x)
-    return x
-
-
-def finite_everywhere(x: Tensor) -> bool:
-    """Whether all of every process's ``x`` is finite."""
-    return not over_all_ranks((~x.isfinite()).sum())
-
-
-def told_by_first_rank(x: Tensor) -> Tensor:
-    """The first process's ``x``."""
-    if distributed.is_initialized():
-        x = x.contiguous()
-        distributed.broadcast(x, 0)
-    return x

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code
+from ldm.autoencoders.ranks import mean_over_ranks
 
 START_LOG_VARIANCE = -6.0
 
@@ -105,10 +106,11 @@ def gaussian_kl(mean: Tensor, log_variance: Tensor) -> Tensor:
 def free_kl(mean: Tensor, log_variance: Tensor, free: float) -> Tensor:
     """The KL in nats of one image's latents (), each channel's part counted as ``free`` a position or more.
 
-    sum_c h w max(free, KL_c), KL_c the mean over batch and positions: a channel below ``free`` has no gradient and so
-    is not driven out of use (Kingma et al. 2016, arXiv:1606.04934, free bits, with the channels as its groups).
+    sum_c h w max(free, KL_c), KL_c the mean over batch, positions and processes: a channel below ``free`` has no
+    gradient and so is not driven out of use (Kingma et al. 2016, arXiv:1606.04934, free bits, with the channels as its
+    groups).
     """
-    channels = _kl(mean, log_variance).mean(dim=(0, 2, 3))  # (C,)
+    channels = mean_over_ranks(_kl(mean, log_variance).mean(dim=(0, 2, 3)))  # (C,)
     return mean[0, 0].numel() * channels.clamp(min=free).sum()
 
 

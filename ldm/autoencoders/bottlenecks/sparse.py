@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code
+from ldm.autoencoders.ranks import mean_over_ranks
 
 EPS = 1e-6  # between a mean activation and 0 or 1, where the divergence has no bound
 
@@ -24,7 +25,7 @@ class SparseConfig(BottleneckConfig):
     TRAINED_BY: ClassVar = ("weight", "rho")
 
     weight: float = 1e-2  # of the divergences' sum, in nats
-    rho: float = 0.05  # the mean activation that is asked of every unit, over batch and positions
+    rho: float = 0.05  # the mean activation that is asked of every unit, over batch, positions and processes
 
     def __post_init__(self) -> None:
         if not 0 <= self.weight < float("inf"):
@@ -44,7 +45,7 @@ class Sparse(Bottleneck):
     def forward(self, h: Tensor, pixels: int) -> Code:
         """sigmoid(h) and what its channels' means cost; ``pixels`` does not matter."""
         z = self.mode(h)  # (B, C, h, w)
-        kl = bernoulli_kl(self.config.rho, z.mean(dim=(0, 2, 3))).sum()
+        kl = bernoulli_kl(self.config.rho, mean_over_ranks(z.mean(dim=(0, 2, 3)))).sum()
         return Code(z, self.config.weight * kl, {"sparsity_kl": kl, "activation": z.mean()})
 
     def mode(self, h: Tensor) -> Tensor:

@@ -18,15 +18,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code, Quantizer, straight_through, usage
-from ldm.autoencoders.bottlenecks.clusters import (
-    finite_everywhere,
-    k_means,
-    nearest,
-    pick,
-    smoothed,
-    tally,
-    told_by_first_rank,
-)
+from ldm.autoencoders.bottlenecks.clusters import k_means, nearest, pick, smoothed, tally
+from ldm.autoencoders.ranks import finite_everywhere, rows_of_ranks, told_by_first_rank
 
 
 @dataclass
@@ -116,14 +109,18 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _renew(self, vectors: Tensor) -> None:
-        """Start the book from ``vectors`` (N, C), or put some of them where codes are out of use."""
+        """Start the book from ``vectors`` (N, C), or put some of them where codes are out of use.
+
+        Of several processes from the vectors of all, as the first one draws.
+        """
         if not self.started:
-            self.codebook.copy_(told_by_first_rank(k_means(vectors, self.num_codes, self.config.kmeans)))
+            book = k_means(rows_of_ranks(vectors), self.num_codes, self.config.kmeans)
+            self.codebook.copy_(told_by_first_rank(book))
             self.started.fill_(True)
             return
         dead = self.uses < self.config.revive  # the same on all ranks
         if dead.any():
-            self.codebook[dead] = told_by_first_rank(pick(vectors, int(dead.sum())))
+            self.codebook[dead] = told_by_first_rank(pick(rows_of_ranks(vectors), int(dead.sum())))
             self.uses[dead] = 1.0
 
     @torch.no_grad()

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.autoencoders.bottlenecks.clusters import over_all_ranks
+from ldm.autoencoders.ranks import sum_over_ranks
 
 EPS = 1e-6  # of a gradient's norm
 MOST = 1e4  # that an adaptive weight may be
@@ -38,6 +38,6 @@ def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -
     2021, arXiv:2012.09841, eq. 7); 0 where neither pulls. Over several processes the gradients are those of all.
     """
     losses = (reconstruction, adversarial)
-    gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0].detach() for loss in losses]
-    wanted, found = (over_all_ranks(gradient.contiguous()).norm() for gradient in gradients)
+    gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in losses]
+    wanted, found = (sum_over_ranks(gradient).norm() for gradient in gradients)
     return (wanted / (found + EPS)).clamp(max=MOST)

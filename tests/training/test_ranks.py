@@ -1,0 +1,94 @@
+"""Two processes learn what one learns from their whole batch, whatever first stage they train."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from accelerate.state import AcceleratorState
+from processes import of_two
+
+from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
+from ldm.data.shapes import ShapesConfig
+from ldm.training.adversary import Adversary
+from ldm.training.autoencoder import AutoencoderTask
+from ldm.training.loop import Trainer
+from ldm.training.optim import TrainConfig
+
+DATA = ShapesConfig(size=16, length=16)
+TRAIN = TrainConfig(steps=3, warmup=0, decay="constant", workers=0, precision="fp32", validate_samples=4)
+LOSSES = ReconstructionConfig(l1=1.0, l2=1.0, ms_ssim=0.5, gaussian=0.1, laplace=0.1, bernoulli=0.1, scale=0.5)
+RIVAL = AdversarialConfig(weight=0.5, width=8, layers=1, r1=1.0, r1_every=2)
+SETTINGS = {  # under which the table's penalties count, and codes start, move, and come back
+    "kl": {"weight": 0.1},
+    "sparse": {"weight": 1.0, "rho": 0.3},
+    "vq": {"codes": 64, "revive": 0.5, "decay": 0.5, "commitment": 1.0},
+    "vq2": {"codes": 64, "revive": 0.5, "decay": 0.5, "commitment": 1.0},
+}
+CASES = {
+    **{name: (name, SETTINGS.get(name, {})) for name in BOTTLENECKS},
+    "kl with free bits": ("kl", {"weight": 1.0, "free_bits": 2.55}),  # between what halves of a batch have
+    "vq by its gradient": ("vq", {**SETTINGS["vq"], "ema": False}),
+    "vq on the sphere": ("vq", {**SETTINGS["vq"], "cosine": True}),
+}
+
+
+@pytest.fixture(autouse=True)
+def one_accelerator_a_test():
+    """Its state is the process's own."""
+    yield
+    AcceleratorState._reset_state(reset_partial_state=True)
+
+
+@pytest.fixture(autouse=True)
+def plain_descent_without_draws(monkeypatch):
+    """Draws are functions of the picture, as two processes draw others than one, and weights follow the gradients."""
+    monkeypatch.setattr(torch, "randn_like", lambda x: (50 * x.detach()).cos())
+    monkeypatch.setattr("ldm.training.learner.optimizer", lambda net, _: torch.optim.SGD(net.parameters(), lr=0.03))
+
+
+def trainer(folder, batch, bottleneck, settings, *, contractive=0.0, adversary=False):
+    torch.manual_seed(0)
+    config = AutoencoderConfig(channels=4, width=8, multipliers=[1], blocks=1, patch=4, bounded=True)
+    network = config.build(BOTTLENECKS[bottleneck](**settings).build(4))
+    train, data = replace(TRAIN, batch=batch), (DATA.build("train"), DATA.build("val"))
+    rival = Adversary(RIVAL, train) if adversary else None
+    robustness = RobustnessConfig(contractive=contractive)
+    task = AutoencoderTask(network, LOSSES, robustness, *data, train, lambda net: None, rival)
+    given = {"described": "", "made_from": {}, "device": torch.device("cpu"), "rival": rival}
+    return Trainer(task, train, folder, **given)
+
+
+def learned(made):
+    """All weights and buffers of all networks after each of three steps, as lists."""
+    batches = made.task.batches(0, made.accelerator.process_index, made.accelerator.num_processes)
+    steps = []
+    for _ in range(3):
+        made.train_step(batches)
+        states = {learner.prefix: learner.network.state_dict() for learner in made.learners}
+        steps.append({f"{net}{key}": value.tolist() for net, state in states.items() for key, value in state.items()})
+    return steps
+
+
+def assert_two_are_one(folder, *given, **options):
+    found = of_two(lambda rank: learned(trainer(folder / f"{rank}", 4, *given, **options)))
+    assert found[0] == found[1]
+    alone = learned(trainer(folder / "alone", 8, *given, **options))
+    for ours, theirs in zip(found[0], alone, strict=True):
+        assert ours.keys() == theirs.keys()
+        for name, value in theirs.items():
+            torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(value), atol=1e-6, rtol=1e-5, msg=name)
+    assert alone[0] != alone[1] != alone[2]
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_two_processes_learn_what_one_learns_from_their_whole_batch(tmp_path, case):
+    assert_two_are_one(tmp_path, *CASES[case])
+
+
+@pytest.mark.parametrize("case", ["identity", "vq"])
+def test_two_processes_learn_it_against_a_discriminator_too(tmp_path, case):
+    assert_two_are_one(tmp_path, *CASES[case], adversary=True)
+
+
+def test_two_processes_learn_it_with_a_price_on_the_encoders_sensitivity_too(tmp_path):
+    assert_two_are_one(tmp_path, *CASES["identity"], contractive=0.1)
