@@ -85,8 +85,8 @@ class TextToImage:
             self.autoencoder.tile_places(sampling.sample.tile)  # refuses a tile that is too small before drawing
         shape = (self.autoencoder.channels, *latent_size)
         null = self._text([negative])
-        for first in range(0, len(prompts), sampling.sample.batch):
-            part = prompts[first : first + sampling.sample.batch]
+        for first in range(0, len(prompts), sampling.batch):
+            part = prompts[first : first + sampling.batch]
             seeds = [seed + first + i for i in range(len(part))]
             noise = ImageNoise(seeds, shape, self.device)
             autocast = torch.autocast(self.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()

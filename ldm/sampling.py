@@ -34,6 +34,11 @@ class Sampling:
     guidance: GuidanceConfig = section(GuidanceConfig)
     sample: SampleConfig = section(SampleConfig)
 
+    @property
+    def batch(self) -> int:
+        """Images drawn at once: one where the sampler's steps would else suit all images of a batch together."""
+        return 1 if getattr(self.sampler, "one_by_one", False) else self.sample.batch
+
     def but(self, *overrides: str) -> "Sampling":
         """The same with ``section.key=value`` laid over it, all checked.
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 from math import exp, inf, isfinite, log
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ FIRST = 0.1  # length of the first step in log(nsr)
 class ODEConfig:
     """Song et al. 2021, arXiv:2011.13456, Sec. 4.3: the probability-flow ODE by an adaptive Runge-Kutta method."""
 
+    one_by_one: ClassVar = True  # steps suit a batch's worst image, and no image may change with its batch
+
     rtol: float = 1e-4  # error of a step that is allowed, relative to the size of y = x / alpha
     atol: float = 1e-4  # and on top of that
 
@@ -45,7 +48,7 @@ def ode(denoise: Denoise, x: Tensor, grid: Grid, *, rtol: float = 1e-4, atol: fl
 
     Of ``grid`` only the ends count: the ODE is followed to its last level with noise, from where x is moved to clean.
     If it begins without signal, where log(nsr) is infinite, its second level is moved to first. Steps are as long for
-    all images as the worst needs: an image can differ with its batch, by no more than the tolerance makes of it.
+    all images as the worst needs: within the tolerance an image differs with its batch.
 
     Raises:
         ValueError: ``denoise`` says what is no number.
