@@ -130,9 +130,9 @@ def test_a_misspelt_word_is_named_with_the_nearest_right_one(override, says):
         ("out=3", "out"),
         ("out=", "out"),
         ("out.folder=x", "out"),
-        ("cache=auto", "cache"),
-        ("data=5", "data"),
-        ("data=[1, 2]", "data"),
+        ("cache=auto", "cache: a section of keys is wanted here, not 'auto'"),
+        ("data=5", "data: a name or a section"),
+        ("data=[1, 2]", "data: a name or a section"),
         ("denoiser.name=[1]", "denoiser"),
     ],
 )
