@@ -108,7 +108,7 @@ def test_a_misspelt_word_is_named_with_the_nearest_right_one(override, says):
         ("train_ldm.compile=maybe", "train_ldm.compile"),
         ("autoencoder.multipliers=3", "autoencoder.multipliers"),
         ("autoencoder.multipliers=[null]", "autoencoder.multipliers"),
-        ("train_ldm.lr=null", "train_ldm.lr"),
+        ("train_ldm.lr=null", "train_ldm.lr: null is not allowed here"),
         ("train_ldm.lr=nan", "lr nan"),
         ("train_ldm.lr=-1", "lr -1"),
         ("train_ldm.lr=0", "lr 0"),

@@ -156,7 +156,6 @@ def clean_captions(text: bytes | str) -> list[str]:
     """
     if isinstance(text, bytes):
         text = text.decode(encoding_of(text), errors="ignore")
-    text = text.replace("\ufeff", "")
     lines = (" ".join("".join(c for c in line if c.isprintable() or c.isspace()).split()) for line in text.splitlines())
     return [line for line in lines if line]
 
