@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, distributed, nn
+from torch import Tensor, nn
 
+from ldm.ranks import rows_of_ranks
 from ldm.types import Schedule
 
 MIN_TIME = 1e-4  # where a distribution reaches to 0, at which there is nothing to learn
@@ -28,15 +29,6 @@ def evenly_spread(count: int, generator: torch.Generator) -> Tensor:
     The loss so varies less from batch to batch than with independent times.
     """
     return 1 - (torch.rand(1, generator=generator) + torch.arange(count) / count) % 1
-
-
-def of_all_ranks(x: Tensor) -> Tensor:
-    """``x`` (K, B) of every process, side by side."""
-    if not distributed.is_initialized():
-        return x
-    parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(parts, x)
-    return torch.cat(parts, dim=1)
 
 
 class TimeSampler(nn.Module):
@@ -142,9 +134,9 @@ class Importance(TimeSampler):
         return Times(t, 1 / (self.config.bands * self.shares()[self._band(t)]))
 
     def observe(self, t: Tensor, loss: Tensor) -> None:
-        told = of_all_ranks(torch.stack([t.detach().float(), loss.detach().float()])).cpu()  # (2, B of all)
-        told = told[:, told.isfinite().all(dim=0)]  # of a step that is skipped nothing is learned
-        for band, value in zip(self._band(told[0]).tolist(), told[1].tolist(), strict=True):
+        told = rows_of_ranks(torch.stack([t.float(), loss.float()], dim=1)).cpu()  # (B of all processes, 2)
+        told = told[told.isfinite().all(dim=1)]  # of a step that is skipped nothing is learned
+        for band, value in zip(self._band(told[:, 0]).tolist(), told[:, 1].tolist(), strict=True):
             self.losses[band, self.seen[band] % self.config.history] = value
             self.seen[band] += 1
 

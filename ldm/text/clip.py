@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from open_clip import CLIP
     from open_clip.transformer import TextTransformer
 
-STATES = ("last", "penultimate")
+STATES = ("last", "penultimate", "words")
 
 
 @dataclass
@@ -34,7 +34,7 @@ class ClipConfig:
     model: str = ""  # open_clip's name of a model, e.g. ViT-L-14; empty for one of the sizes below
     pretrained: str = ""  # tag of the named model's weights, e.g. openai; downloaded unless in the Hub's local cache
     weights: str = ""  # file read in place of a download; the tag, if given too, still settles the activation
-    states: str = "last"  # block whose output the tokens are: last, or penultimate as in Stable Diffusion 2
+    states: str = "last"  # what the tokens are: the last block's states; penultimate, as in Stable Diffusion 2; words
     width: int = 192  # channels of the text tower
     layers: int = 4  # blocks of the text tower
     heads: int = 3  # attention heads of a text block
@@ -59,7 +59,7 @@ class ClipConfig:
             )
         if not 0 <= self.layout < float("inf"):
             raise ValueError(f"layout {self.layout} is not a weight of at least 0; use 0 to leave it out")
-        least = {"context_length": 3, "layers": 1 + STATES.index(self.states)}
+        least = {"context_length": 3, "layers": 1 + (self.states == "penultimate")}
         for name, value in asdict(self).items():
             if isinstance(value, int) and value < least.get(name, 1):
                 raise ValueError(f"{name} {value} is too small; at least {least.get(name, 1)}")
@@ -128,8 +128,10 @@ class ClipText(nn.Module):
     def forward(self, captions: list[str]) -> Condition:
         """Tokens (B, L, D) after the final norm, pooled (B, P) not normalised, mask (B, L) from start to end of text.
 
-        The penultimate block's tokens pass the final norm too, as Stable Diffusion 2's do; the pooled state always
-        is the last block's at the end of text, projected: CLIP's own embedding of the caption.
+        The penultimate block's tokens pass the final norm too, as Stable Diffusion 2's do. With "words" the last
+        block's are each added to the embedding of the word itself, normed alike: what a contrastive loss has little
+        use for, such as which shape is named, is faint in the states, and there it is as large as all they say.
+        The pooled state always is the last block's at the end of text, projected: CLIP's own embedding of the caption.
         """
         rows = self.tokenize(captions).to(self.tower.positional_embedding.device)  # (B, context_length)
         return read(self.tower, rows, self.architecture.states)
@@ -174,12 +176,16 @@ def read(tower: "TextTransformer | CLIP", rows: Tensor, states: str = "last") ->
     length = int(ends.max()) + 1
     mask = torch.arange(length, device=rows.device) <= ends[:, None]  # (B, L)
     rows = rows[:, :length]
-    last = tower.token_embedding(rows) + tower.positional_embedding[:length]  # (B, L, D)
+    words = tower.token_embedding(rows)  # (B, L, D)
+    last = words + tower.positional_embedding[:length]  # (B, L, D)
     penultimate = last
     for block in tower.transformer.resblocks:
         penultimate, last = last, block(last, attn_mask=tower.attn_mask[:length, :length])
     pooled = tower.ln_final(last[torch.arange(len(rows), device=rows.device), ends]) @ tower.text_projection  # (B, P)
-    return Condition(tower.ln_final(last if states == "last" else penultimate), pooled, mask)
+    tokens = tower.ln_final(penultimate if states == "penultimate" else last)
+    if states == "words":
+        tokens = tokens + nn.functional.layer_norm(words, words.shape[-1:])
+    return Condition(tokens, pooled, mask)
 
 
 def build_clip(config: ClipConfig, image_size: int, vocabulary: Vocabulary | None = None) -> "CLIP":

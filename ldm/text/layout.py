@@ -68,7 +68,7 @@ class TrainedClip(nn.Module):
 
     def __init__(self, config: ClipConfig, image_size: int, vocabulary: Vocabulary) -> None:
         super().__init__()
-        self.states = config.states
+        self.states = "last" if config.states == "words" else config.states  # those that are to bind
         self.clip = build_clip(config, image_size, vocabulary)
         self.layout = Layout(config.width, config.heads) if config.layout else None
 

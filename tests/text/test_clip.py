@@ -98,6 +98,14 @@ def test_penultimate_states_are_the_last_but_one_blocks_after_the_final_norm(tex
     torch.testing.assert_close(cond.pooled, text(CAPTIONS).pooled)
 
 
+def test_states_with_words_are_the_last_ones_and_the_normed_embeddings(text: ClipText) -> None:
+    cond, last = compact("words")(CAPTIONS), text(CAPTIONS)
+    words = text.tower.token_embedding(text.tokenize(CAPTIONS))[:, : last.tokens.shape[1]]
+    normed = (words - words.mean(dim=-1, keepdim=True)) / words.var(dim=-1, correction=0, keepdim=True).add(1e-5).sqrt()
+    torch.testing.assert_close(cond.tokens, last.tokens + normed)
+    assert torch.equal(cond.pooled, last.pooled) and torch.equal(cond.mask, last.mask)
+
+
 def test_a_compact_vocabulary_gives_the_states_of_the_full_table(text: ClipText) -> None:
     full = ClipText.from_clip(build_clip(TINY, 16), TINY)
     weights = full.tower.state_dict()

@@ -94,7 +94,7 @@ def test_the_features_are_those_of_the_clip_itself(vocabulary: Vocabulary) -> No
 def test_the_layout_trains_the_states_that_the_denoiser_reads(vocabulary: Vocabulary) -> None:
     """The last block is reached where the states are its own, and not where they are those of the block before."""
     rows, image = vocabulary.tokenize(CAPTIONS, 16)[0], torch.rand(2, 3, 16, 16)
-    for states, reached in (("last", True), ("penultimate", False)):
+    for states, reached in (("last", True), ("penultimate", False), ("words", True)):
         config = ClipConfig(**{**vars(TINY), "layout": 1.0, "states": states})
         trained = TrainedClip(config, 16, vocabulary)
         drawn = trained(image, rows)[3]

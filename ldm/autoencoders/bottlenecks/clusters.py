@@ -6,7 +6,7 @@ Legend: N vectors, C channels, K codes.
 import torch
 from torch import Tensor
 
-from ldm.autoencoders.ranks import sum_over_ranks
+from ldm.ranks import sum_over_ranks
 
 EPS = 1e-5  # of a smoothed count
 

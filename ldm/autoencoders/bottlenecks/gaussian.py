@@ -23,7 +23,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code
-from ldm.autoencoders.ranks import mean_over_ranks
+from ldm.ranks import mean_over_ranks
 
 START_LOG_VARIANCE = -6.0
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code
-from ldm.autoencoders.ranks import mean_over_ranks
+from ldm.ranks import mean_over_ranks
 
 EPS = 1e-6  # between a mean activation and 0 or 1, where the divergence has no bound
 

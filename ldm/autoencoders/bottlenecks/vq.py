@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code, Quantizer, straight_through, usage
 from ldm.autoencoders.bottlenecks.clusters import k_means, nearest, pick, smoothed, tally
-from ldm.autoencoders.ranks import finite_everywhere, rows_of_ranks, told_by_first_rank
+from ldm.ranks import finite_everywhere, rows_of_ranks, told_by_first_rank
 
 
 @dataclass

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from ldm.autoencoders.ranks import sum_over_ranks
+from ldm.ranks import sum_over_ranks
 
 EPS = 1e-6  # of a gradient's norm
 MOST = 1e4  # that an adaptive weight may be
