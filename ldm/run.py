@@ -91,6 +91,9 @@ class Run(Sampling):
     def __post_init__(self) -> None:
         if self.decoder_only and not self.base:
             raise ValueError("decoder_only needs a base whose encoder it keeps; give base=MODEL")
+        for name, stage in vars(self).items():
+            if isinstance(stage, TrainConfig) and stage.shard and stage is not self.train_ldm:
+                raise ValueError(f"{name}.shard=true: only the denoiser is sharded (train_ldm.shard); set it to false")
         schedule = self.schedule.build()
         noisiest = schedule.level(1.0)
         a, b = (float(part) for part in TARGETS[self.process.target](noisiest))

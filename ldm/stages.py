@@ -51,6 +51,7 @@ from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import preflight
 from ldm.training.prior import PriorTask, codes_of
+from ldm.training.sharding import check_processes
 from ldm.training.start import PLAIN, UNREAD, Start
 from ldm.training.task import Rival, Task
 
@@ -95,6 +96,8 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
 def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
     config, folder = run.train_ldm, Path(run.out) / "model"
+    if config.shard:
+        check_processes(device)
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)

@@ -124,34 +124,63 @@ def nan(x: Tensor) -> Tensor:
     return torch.full_like(x, torch.nan)
 
 
+class NanThenDeath:
+    """Spoils its first batch; at its second the process is killed, unless one was killed before."""
+
+    def __init__(self, marker: Path) -> None:
+        self.marker, self.calls = marker, 0
+
+    def __call__(self, x: Tensor) -> Tensor:
+        self.calls += 1
+        if self.calls == 2 and not self.marker.exists():
+            self.marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return nan(x) if self.calls == 1 else x
+
+
 def fail(_: Tensor) -> Tensor:
     raise ValueError("the third batch of this rank cannot be read")
 
 
 def rank_of_two(
-    rank: int | None, port: int, folder: Path, bad: set[int], spoil: Callable[[Tensor], Tensor], steps: int
+    rank: int | None,
+    port: int,
+    folder: Path,
+    bad: set[int],
+    spoil: Callable[[Tensor], Tensor],
+    steps: int,
+    **settings: Any,
 ) -> None:
     """One of two processes that train together; without a ``rank`` its launcher has said who it is."""
+    rank = join(rank, port, folder)
+    made = trainer(folder / "run", LineTask(bad, spoil), steps=steps, batch=4, **settings)
+    try:
+        made.run()
+    finally:
+        sys.stdout.flush()
+        if not made.config.shard:
+            torch.save({**made.network.state_dict()}, folder / f"weights-{rank}.pt")
+
+
+def join(rank: int | None, port: int, folder: Path) -> int:
+    """The rank of this process, which is to be one of two; what it prints goes to a file in ``folder``."""
     rank = int(os.environ["RANK"]) if rank is None else rank
-    output = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT)
+    output = os.open(folder / f"said-{rank}", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
     os.dup2(output, 1), os.dup2(output, 2)
     torch.set_num_threads(1)
     if port:
         os.environ.update(RANK=str(rank), LOCAL_RANK=str(rank), WORLD_SIZE="2", LOCAL_WORLD_SIZE="2")
         os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
     os.environ["ACCELERATE_USE_CPU"] = "true"
-    made = trainer(folder / "run", LineTask(bad, spoil), steps=steps, batch=4)
-    try:
-        made.run()
-    finally:
-        sys.stdout.flush()
-        torch.save({**made.network.state_dict()}, folder / f"weights-{rank}.pt")
+    return rank
 
 
-def script_of_two(folder: Path, bad: set[int], spoil: Callable[[Tensor], Tensor], steps: int) -> None:
+def script_of_two(
+    folder: Path, bad: set[int], spoil: Callable[[Tensor], Tensor], steps: int, settings: dict[str, Any] | None = None
+) -> None:
     """``rank_of_two`` as a script that a launcher has started: what goes wrong is told on its own terminal."""
     with one_line_errors():
-        rank_of_two(None, 0, folder, bad, spoil, steps)
+        rank_of_two(None, 0, folder, bad, spoil, steps, **(settings or {}))
 
 
 def steps_of(folder: Path) -> list[dict[str, Any]]:

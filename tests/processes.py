@@ -61,6 +61,30 @@ class Script:
         return status, self.output.read_text()
 
 
+def pair(call: Callable[..., None], folder: Path, *args: object, **settings: object) -> tuple[list[int | None], str]:
+    """The exit statuses of two processes, and what they have said in ``folder``.
+
+    Each does ``call`` with its rank, a port to meet the other at, ``folder``, and what else is given.
+    """
+    folder.mkdir(exist_ok=True)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    ranks: list[Any] = [
+        FORKS.Process(target=call, args=(i, port, folder, *args), kwargs=settings)  # type: ignore[attr-defined]
+        for i in range(2)
+    ]
+    try:
+        for process in ranks:
+            process.start()
+        for process in ranks:
+            process.join(PATIENCE)
+        return [process.exitcode for process in ranks], "".join((folder / f"said-{i}").read_text() for i in range(2))
+    finally:
+        for process in ranks:
+            process.kill()
+
+
 def _main(words: list[str], output: Path, file_size: int) -> None:
     descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     for stream in (1, 2):

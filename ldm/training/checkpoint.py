@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from ldm.files import BrokenFile, check_folder, save_tensors, sweep, whole_folder
+from ldm.training.sharding import sharded_as
 
 PREFIX = "step-"
 
@@ -55,13 +56,14 @@ def optimizer_tensors(opt: Optimizer, network: nn.Module) -> dict[str, Tensor]:
 
 
 def load_optimizer(opt: Optimizer, network: nn.Module, tensors: dict[str, Tensor]) -> None:
-    """Put back what ``optimizer_tensors`` gave.
+    """Put back what ``optimizer_tensors`` gave, of a sharded parameter its shard.
 
     Raises:
         BrokenFile: they are of a parameter that is not here.
     """
     names: dict[Tensor, str] = {parameter: name for name, parameter in network.named_parameters()}
-    places = {names[p]: i for i, p in enumerate(p for group in opt.param_groups for p in group["params"])}
+    parameters = [parameter for group in opt.param_groups for parameter in group["params"]]
+    places = {names[parameter]: place for place, parameter in enumerate(parameters)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
         parameter, _, name = key.rpartition(".")
@@ -70,5 +72,5 @@ def load_optimizer(opt: Optimizer, network: nn.Module, tensors: dict[str, Tensor
                 f"the optimizer's state is of '{parameter}', which is no trained parameter of this network"
             )
         place = places[parameter] if parameter in places else int(parameter)  # a number: of before there were names
-        state.setdefault(place, {})[name] = value
+        state.setdefault(place, {})[name] = sharded_as(value, parameters[place])
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})

@@ -8,10 +8,12 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from ldm.files import load_weights, read_tensors
 from ldm.training import checkpoint
 from ldm.training.optim import TrainConfig, learning_rate, optimizer
+from ldm.training.sharding import hollow, shard, whole
 from ldm.training.task import Loss
 
 
@@ -24,29 +26,40 @@ class Learner:
     def __init__(self, network: nn.Module, config: TrainConfig, accelerator: Accelerator, prefix: str = "") -> None:
         self.config, self.accelerator, self.prefix = config, accelerator, prefix
         self.network = network.to(accelerator.device)
-        self.opt: Any = optimizer(self.network, config)
         self.resumed = 0  # updates that a checkpoint had
+        self.held: dict[str, Tensor] = {}  # the optimizer's tensors there
 
     def resume(self, path: Path, state: dict[str, Any]) -> None:
         """Take weights, optimizer and fp16's scale from the checkpoint in ``path``, with its ``state``."""
         load_weights(self.network, path / f"{self.prefix}weights.safetensors")
-        held = read_tensors(path / f"{self.prefix}optimizer.safetensors")
-        checkpoint.load_optimizer(self.opt, self.network, held)
+        self.held = read_tensors(path / f"{self.prefix}optimizer.safetensors")
         self.resumed = int(state.get(f"{self.prefix}updates", state["step"]))
         if self.accelerator.scaler is not None and f"{self.prefix}scaler" in state:
             self.accelerator.scaler.load_state_dict(state[f"{self.prefix}scaler"])
 
     def begin(self) -> None:
-        """Set the learning rate to that of the next update, and wrap network and optimizer for device and processes."""
-        self.schedule = learning_rate(self.opt, self.config, self.resumed)
-        self.opt = self.accelerator.prepare_optimizer(self.opt)
+        """Wrap or shard the network for device and processes; give it its optimizer, at the rate of the next update."""
+        if self.config.shard:
+            self.double = hollow(self.network)
+            shard(self.network, self.accelerator.device)
+        opt = optimizer(self.network, self.config)
+        if self.held:
+            checkpoint.load_optimizer(opt, self.network, self.held)
+            self.held = {}
+        self.schedule = learning_rate(opt, self.config, self.resumed)
+        self.opt: Any = self.accelerator.prepare_optimizer(opt)
         network = torch.compile(self.network) if self.config.compile else self.network
-        self.wrapped: nn.Module = self.accelerator.prepare_model(network)
+        self.wrapped: nn.Module = self.network if self.config.shard else self.accelerator.prepare_model(network)
+
+    def whole(self, network: nn.Module) -> nn.Module:
+        """``network``, this one's or its average, with all its weights in this process; all must call it."""
+        return whole(network, self.double) if self.config.shard else network
 
     def backward(self, loss: Callable[[nn.Module], Loss | None], *, last: bool) -> Loss | None:
         """Add the gradient of one micro-step's ``loss`` of the wrapped network, where there is one, and return it.
 
-        With the ``last`` micro-step of a step the processes exchange the sum.
+        With the ``last`` micro-step of a step the processes exchange the sum; those of a sharded network, which do not
+        hold it whole, exchange each.
         """
         with nullcontext() if last else self.accelerator.no_sync(self.wrapped):
             with self.accelerator.autocast():
@@ -58,6 +71,7 @@ class Learner:
     def clip(self) -> Tensor:
         """The gradient's norm (), the same on all processes, before it is brought down to the configured one."""
         norm: Tensor = self.accelerator.clip_grad_norm_(self.network.parameters(), self.config.clip or float("inf"))
+        norm = norm.full_tensor() if isinstance(norm, DTensor) else norm
         return norm.to(self.accelerator.device)  # that of no gradients lies on the CPU
 
     def update(self, *, finite: bool, overflow: bool) -> None:

@@ -3,7 +3,7 @@
 import json
 import sys
 import time
-from collections.abc import Callable, Iterator, Set
+from collections.abc import Callable, Iterable, Iterator, Set
 from functools import partial
 from math import inf, isfinite
 from pathlib import Path
@@ -21,6 +21,7 @@ from ldm.training.guards import Spikes, all_finite, culprit
 from ldm.training.learner import Learner
 from ldm.training.log import Log, draw_curves, read
 from ldm.training.optim import TrainConfig, moving_average
+from ldm.training.sharding import gathered, shard
 from ldm.training.signals import Signals
 from ldm.training.start import PLAIN, Start, check
 from ldm.training.task import Loss, Rival, Task
@@ -72,6 +73,8 @@ class Trainer:
         self.step = self._resume()
         for learner in self.learners:
             learner.begin()
+        if self.average is not None and config.shard:
+            shard(self.average.module, self.accelerator.device)
         self.main = self.accelerator.is_main_process
         self.log = Log(folder / "log.jsonl", self.step) if self.main else None
         self.skipped = 0  # steps in a row
@@ -110,8 +113,7 @@ class Trainer:
                     self._write(values)
                     bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} img/s")
                     seen, seconds = 0, 0.0
-                if self.main:
-                    signals.unless_caught(partial(self._look, bar, last))
+                self._look(signals, bar, last)
                 stop = any_rank(self.accelerator, signals.caught)
                 if self.step % config.save_every == 0 or last or stop:
                     self._save()
@@ -148,12 +150,12 @@ class Trainer:
             self._write({"loss_spike": value})
         return {"loss": total, **figures, **norms}
 
-    def rerun(self, batch: Any, seed: int) -> list[Tensor]:
-        """The losses of a micro-step, of the networks without their wrappers; nothing is learned."""
+    def rerun(self, networks: Iterable[nn.Module], batch: Any, seed: int) -> list[Tensor]:
+        """The losses of a micro-step, of ``networks``, a learner's each, without wrappers; nothing is learned."""
         torch.manual_seed(seed)
         with self.accelerator.autocast():
-            parts = zip(self.learners, self._losses(batch, seed), strict=True)
-            return [made[0] for learner, loss in parts if (made := loss(learner.network)) is not None]
+            parts = zip(networks, self._losses(batch, seed), strict=True)
+            return [made[0] for network, loss in parts if (made := loss(network)) is not None]
 
     def _losses(self, batch: Any, seed: int) -> list[Callable[[nn.Module], Loss | None]]:
         """The loss of each learner, to be called in this order."""
@@ -176,41 +178,51 @@ class Trainer:
             self._write({"skipped": self.skipped})
         if self.skipped >= MAX_SKIPPED:
             bad = next((each for each in micro if not all_finite(each.losses)), micro[-1])
-            networks = dict(zip(("", "rival"), (learner.network for learner in self.learners), strict=False))
-            where = culprit(networks, partial(self.rerun, bad.batch, bad.seed))
+            whole = [learner.whole(learner.network) for learner in self.learners]
+            networks = dict(zip(("", "rival"), whole, strict=False))
+            where = culprit(networks, partial(self.rerun, whole, bad.batch, bad.seed))
             raise FloatingPointError(
                 f"{self.task.name}: loss or gradient was not finite for {self.skipped} steps in a row (step "
                 f"{self.step}): {where}; lower lr ({self.config.lr}) or set precision=fp32"
             )
 
-    def _look(self, bar: Any, last: bool) -> None:
+    def _look(self, signals: Signals, bar: Any, last: bool) -> None:
         """Validate, score and draw, each where it is due; none of it changes what is trained."""
-        config, task = self.config, self.task
-        if self.step % config.validate_every == 0 or last:
-            bar.write(f"{task.name} step {self.step}: {self._validate()}")
-        if config.score_every and (self.step % config.score_every == 0 or last):
-            self._score(bar)
-        if self.step % config.sample_every == 0 or last:
-            self._quietly(task.sample, self.folder / "samples" / f"{self.step:08d}.png")
+        config = self.config
+        rhythm = config.validate_every, config.score_every, config.sample_every
+        looks = zip((self._validate, self._score, self._draw), rhythm, strict=True)
+        due = [look for look, steps in looks if steps and (self.step % steps == 0 or last)]
+        if due:
+            network = self._averaged()
+            for look in due if self.main else ():
+                signals.unless_caught(partial(look, network, bar))
 
-    def _validate(self) -> str:
-        figures = {f"val_{name}": value for name, value in self._quietly(self.task.validate).items()}
+    def _validate(self, network: nn.Module, bar: Any) -> None:
+        figures = {f"val_{name}": value for name, value in quietly(network, self.task.validate).items()}
         self._write(figures)
-        return ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if BAND not in name)
+        words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if BAND not in name)
+        bar.write(f"{self.task.name} step {self.step}: {words}")
 
-    def _score(self, bar: Any) -> None:
-        """Write the task's score, and export the network where it is the best so far."""
-        score = self._quietly(self.task.score)
+    def _score(self, network: nn.Module, bar: Any) -> None:
+        """Write the task's score, and export ``network`` where it is the best so far."""
+        score = quietly(network, self.task.score)
         if score is None:
             return
         self._write({"score": score})
         bar.write(f"{self.task.name} step {self.step}: score {score:.3f}")
         if score >= self.best:  # of equal scores the later: while all are 0 the first model is the worst
             self.best = score
-            self._quietly(partial(self.task.export, best=True))
+            quietly(network, partial(self.task.export, best=True))
+
+    def _draw(self, network: nn.Module, bar: Any) -> None:
+        quietly(network, self.task.sample, self.folder / "samples" / f"{self.step:08d}.png")
+
+    def _averaged(self) -> nn.Module:
+        """The network that is shown and exported, whole in this process; all must call it."""
+        return self.learners[0].whole(self.network if self.average is None else self.average.module)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by the name of its file."""
+        """What a checkpoint holds, by the name of its file; of a sharded run not gathered."""
         tensors = {name: part for learner in self.learners for name, part in learner.tensors().items()}
         if self.average is not None:
             tensors["ema"] = self.average.state_dict()
@@ -219,12 +231,14 @@ class Trainer:
         return tensors
 
     def _save(self) -> None:
+        network, cpu = self._averaged(), torch.device("cpu")
+        tensors = {name: gathered(part, cpu, keep=self.main) for name, part in self.tensors().items()}
         if self.main:
             facts = {"config": self.described, "torch": torch.__version__, "conditions": self._conditions()}
             for learner in self.learners:
                 facts |= learner.facts()
-            self._quietly(self.task.export)  # first: a finished run that is started again exports no more
-            checkpoint.save_state(self.folder / "state", self.step, self.tensors(), facts, self.config.keep)
+            quietly(network, self.task.export)  # first: a finished run that is started again exports no more
+            checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep)
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> int:
@@ -255,20 +269,20 @@ class Trainer:
             **self.made_from,
         }
 
-    def _quietly(self, call: Callable[..., Any], *args: Any) -> Any:
-        """``call`` with the averaged network in evaluation mode and no gradients."""
-        network = self.average.module if self.average is not None else self.network
-        network.eval()
-        try:
-            with torch.no_grad():
-                return call(network, *args)
-        finally:
-            network.train()
-
     def _write(self, values: dict[str, float]) -> None:
         if self.log is not None:
             self.log.write(self.step, **values)
             self.accelerator.log(values, step=self.step)
+
+
+def quietly(network: nn.Module, call: Callable[..., Any], *args: Any) -> Any:
+    """``call`` with ``network`` in evaluation mode and no gradients."""
+    network.eval()
+    try:
+        with torch.no_grad():
+            return call(network, *args)
+    finally:
+        network.train()
 
 
 def _seed(seed: int, micro: int, rank: int) -> int:

@@ -34,6 +34,7 @@ class TrainConfig:
     ema: float = 0.9995  # decay of the weights' moving average, reached by warm-up; 0 keeps none
     precision: str = "auto"  # auto (what the device multiplies fastest) | fp32 | bf16 | fp16
     compile: bool = False  # torch.compile the network
+    shard: bool = False  # weights, gradients, optimizer and average over the processes (FSDP): the denoiser's only
     seed: int = 0
     workers: int = 1  # loader processes
     log_every: int = 20  # optimizer steps, likewise below
@@ -70,6 +71,14 @@ class TrainConfig:
         for name, known in (("optimizer", OPTIMIZERS), ("decay", DECAYS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"{name} '{getattr(self, name)}' is not one of {', '.join(known)}")
+        refused = {
+            "optimizer=muon": (self.optimizer == "muon", "orthogonalises whole matrices; try optimizer=adamw"),
+            "compile=true": (self.compile, "compiles the network in one piece; try compile=false"),
+            "precision=fp16": (self.precision == "fp16", "scales losses, which is not there; try precision=bf16"),
+        }
+        for setting, (asked, why) in refused.items():
+            if self.shard and asked:
+                raise ValueError(f"shard=true does not go with {setting}, which {why}")
         for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers", "score_every"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)} is not a finite number of at least 0")

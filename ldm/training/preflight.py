@@ -158,7 +158,7 @@ def _peak_resident() -> int:
 def _flops(trainer: Trainer, batch: object) -> int:
     """Of a forward and a backward pass over ``batch``, without the loop's wrappers."""
     with FlopCounterMode(display=False) as counter:
-        torch.stack(trainer.rerun(batch, 0)).sum().backward()
+        torch.stack(trainer.rerun((learner.network for learner in trainer.learners), batch, 0)).sum().backward()
     for learner in trainer.learners:
         learner.network.zero_grad(set_to_none=True)
     return counter.get_total_flops()

@@ -1,12 +1,11 @@
 """Numbers that are not finite: skipped, counted, and traced to a module; losses that leap are logged."""
 
 import math
-import socket
 
 import pytest
 import torch
 from faulty import Line, LineTask, nan, rank_of_two, steps_of, trainer
-from processes import FORKS
+from processes import pair
 from torch import nn
 
 from ldm.files import read_tensors
@@ -138,27 +137,9 @@ def test_spikes_are_logged(tmp_path):
     assert [line["step"] for line in steps_of(tmp_path) if "loss_spike" in line] == [41]
 
 
-def two_ranks(folder, bad=frozenset(), spoil=torch.clone, steps=6):
-    """The exit status and the words of two processes that train together."""
-    folder.mkdir()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    ranks = [FORKS.Process(target=rank_of_two, args=(i, port, folder, bad, spoil, steps)) for i in range(2)]
-    try:
-        for process in ranks:
-            process.start()
-        for process in ranks:
-            process.join(200)
-        return [process.exitcode for process in ranks], [(folder / f"said-{i}").read_text() for i in range(2)]
-    finally:
-        for process in ranks:
-            process.kill()
-
-
 def test_two_ranks_skip_a_step_together_and_learn_what_one_process_learns(tmp_path):
     """Fault 19: the batch of the second rank is bad, and both skip. Fault 21: both make the same number of steps."""
-    status, said = two_ranks(tmp_path / "two", {1, 3}, nan)
+    status, said = pair(rank_of_two, tmp_path / "two", {1, 3}, nan, 6)
     assert status == [0, 0], said
     ours, theirs = (torch.load(tmp_path / "two" / f"weights-{i}.pt") for i in range(2))
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())

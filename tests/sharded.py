@@ -1,0 +1,65 @@
+"""What tests run in each of two processes that share a network's weights."""
+
+import runpy
+import sys
+from pathlib import Path
+
+import torch
+from accelerate import PartialState
+from faulty import join
+from processes import SCRIPTS
+from torch import nn
+from torch.distributed import all_reduce
+
+from ldm.denoisers import DENOISERS
+from ldm.training.sharding import gathered, hollow, shard, whole
+from ldm.types import Condition
+
+CPU = torch.device("cpu")
+TOLERANCE = {"fp32": 1e-5, "bf16": 0.03}  # of the largest value of a gradient; sums are in another order
+
+
+def script(rank: int, port: int, folder: Path, name: str, *options: str) -> None:
+    """The script of that name, as torchrun would start it."""
+    join(rank, port, folder)
+    sys.argv = [name, *options]
+    runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+
+def compare_denoisers(rank: int, port: int, folder: Path) -> None:
+    """Every denoiser's weights and gradients, whole in each process and sharded, of other samples in each."""
+    join(rank, port, folder)
+    PartialState(cpu=True)
+    for name in DENOISERS:
+        for precision, checkpointing in (("fp32", False), ("fp32", True), ("bf16", False)):
+            compare(name, precision, checkpointing, rank)
+
+
+def compare(name: str, precision: str, checkpointing: bool, rank: int) -> None:
+    plain, sharded = denoiser(name, checkpointing, seed=0), denoiser(name, checkpointing, seed=rank)
+    double = hollow(sharded)
+    shard(sharded, CPU)
+    for key, value in whole(sharded, double).state_dict().items():
+        assert torch.equal(value, plain.state_dict()[key]), f"{name}: {key} is not as the first process has it"
+    generator = torch.Generator().manual_seed(rank)
+    cond = Condition(torch.randn(2, 3, 8, generator=generator), torch.randn(2, 8), torch.ones(2, 3, dtype=torch.bool))
+    x, t = torch.randn(2, 4, 8, 8, generator=generator), torch.rand(2, generator=generator)
+    for network in (plain, sharded):
+        with torch.autocast("cpu", torch.bfloat16, enabled=precision == "bf16"):
+            network(x, t, Condition(cond.tokens, cond.tokens[:, 0], cond.mask)).square().mean().backward()
+    found = gathered({key: weight.grad for key, weight in sharded.named_parameters()})
+    for key, weight in plain.named_parameters():
+        all_reduce(weight.grad)
+        wanted = weight.grad / 2
+        error = (found[key] - wanted).abs().max() / wanted.abs().max()
+        assert found[key].dtype == torch.float32 and error < TOLERANCE[precision], f"{name}: {key} {precision} {error}"
+
+
+def denoiser(name: str, checkpointing: bool, seed: int) -> nn.Module:
+    """A small one in which no weight is zero, so that gradients reach all."""
+    config = DENOISERS[name](width=32, heads=2, checkpointing=checkpointing)
+    network: nn.Module = config.build(channels=4, text_width=8, pooled_width=8)
+    generator = torch.Generator().manual_seed(seed)
+    for weight in network.parameters():
+        nn.init.normal_(weight, std=0.1, generator=generator)
+    return network
