@@ -7,11 +7,13 @@ import argparse
 from pathlib import Path
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.cli import one_line_errors
 from ldm.config import load
 from ldm.run import Run
+from ldm.training.sharding import blocks_of
 from ldm.types import Condition
 
 CONFIGS = Path(__file__).parents[1] / "configs"
@@ -20,8 +22,8 @@ TEXT_WIDTH, TEXT_TOKENS = 768, 77  # of CLIP ViT-L/14, which both read
 BYTES = {"weights": 4, "gradients": 4, "their buckets": 4, "AdamW": 8, "average": 4}  # a parameter, in float32
 
 
-def cost(run: Run) -> tuple[int, int]:
-    """Parameters of the run's denoiser, and the FLOPs of training on one image; on torch's "meta" device."""
+def cost(run: Run) -> tuple[nn.Module, int]:
+    """The run's denoiser, without numbers (on torch's "meta" device), and the FLOPs of training on one image."""
     channels, side = run.autoencoder.channels, run.data.size // run.autoencoder.factor
     widths = {"text_width": TEXT_WIDTH, "pooled_width": TEXT_WIDTH}
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -29,7 +31,22 @@ def cost(run: Run) -> tuple[int, int]:
         x, tokens = torch.randn(1, channels, side, side), torch.randn(1, TEXT_TOKENS, TEXT_WIDTH)
         cond = Condition(tokens, torch.randn(1, TEXT_WIDTH), torch.ones(1, TEXT_TOKENS, dtype=torch.bool))
         network(x, torch.rand(1), cond).sum().backward()
-    return sum(parameter.numel() for parameter in network.parameters()), counter.get_total_flops()
+    return network, counter.get_total_flops()
+
+
+def size(module: nn.Module) -> int:
+    """The number of its parameters."""
+    return sum(parameter.numel() for parameter in module.parameters())
+
+
+def sharded(network: nn.Module, gpus: int) -> float:
+    """GB on each GPU of a sharded network: its shards, and what is whole at a time, with its gradient.
+
+    That is what stands outside the blocks, and two blocks: one that computes and one that is being gathered.
+    """
+    blocks = sorted(map(size, blocks_of(network)))
+    shards = (sum(BYTES.values()) - BYTES["their buckets"]) * size(network) / gpus
+    return (shards + 8 * (size(network) - sum(blocks) + sum(blocks[-2:]))) / 1e9
 
 
 def main() -> None:
@@ -43,7 +60,8 @@ def main() -> None:
     memory = []
     for name in NAMES:
         run = load(Run, CONFIGS / f"{name}.yaml")
-        parameters, flops = cost(run)
+        network, flops = cost(run)
+        parameters = size(network)
         for gpus in (8, 64):
             rate = gpus * args.peak * 1e12 * args.use / flops
             step = gpus * run.train_ldm.batch * run.train_ldm.accumulate / rate
@@ -53,8 +71,11 @@ def main() -> None:
                 f"| {name} | {parameters / 1e6:.1f} M | {flops / 1e9:.0f} G | {gpus} | {rate:.0f} | {step:.2f} s | "
                 f"{exchange:.2f} s | {run.train_ldm.steps:,} | {days:.1f} |"
             )
-        held = ", ".join(f"{part} {size * parameters / 1e9:.1f} GB" for part, size in BYTES.items())
+        held = ", ".join(f"{part} {each * parameters / 1e9:.1f} GB" for part, each in BYTES.items())
         memory.append(f"{name}: {held}; {sum(BYTES.values()) * parameters / 1e9:.1f} GB in all")
+        shared = ", ".join(f"{sharded(network, gpus):.1f} GB over {gpus} GPUs" for gpus in (8, 64))
+        host = sum(BYTES[part] for part in ("weights", "AdamW", "average")) * parameters / 1e9
+        memory.append(f"{name}, sharded: {shared}; on the first one's host while it saves {host:.1f} GB")
     print("\nmemory of each GPU, before activations and the frozen parts", *memory, sep="\n")
 
 

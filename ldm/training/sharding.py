@@ -5,6 +5,7 @@ a block are whole only while it computes: stage 3 of ZeRO (Rajbhandari et al. 20
 FSDP2. What gathers is called by all processes, or all wait for ever.
 """
 
+import warnings
 from copy import deepcopy
 
 import torch
@@ -32,10 +33,15 @@ def shard(network: nn.Module, device: torch.device) -> None:
     """
     for value in (*network.parameters(), *network.buffers()):
         broadcast(value.detach(), src=0)
+    warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no loss writes into what it is given
     mesh = init_device_mesh(device.type, (PartialState().num_processes,))
-    blocks = [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
-    for module in (*blocks, network):
+    for module in (*blocks_of(network), network):
         fully_shard(module, mesh=mesh)
+
+
+def blocks_of(network: nn.Module) -> list[nn.Module]:
+    """The parts of ``network`` that are gathered one by one: the members of its lists of modules."""
+    return [block for part in network.children() if isinstance(part, nn.ModuleList) for block in part]
 
 
 def hollow(network: nn.Module) -> nn.Module:
