@@ -31,7 +31,7 @@ def compare_denoisers(rank: int, port: int, folder: Path) -> None:
     join(rank, port, folder)
     PartialState(cpu=True)
     for name in DENOISERS:
-        for precision, checkpointing in (("fp32", False), ("fp32", True), ("bf16", False)):
+        for precision, checkpointing in (("fp32", True), ("bf16", False)):
             compare(name, precision, checkpointing, rank)
 
 
