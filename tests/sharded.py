@@ -6,9 +6,9 @@ from pathlib import Path
 
 import torch
 from accelerate import PartialState
-from faulty import join
+from faulty import Line, LineTask, join, nan, trainer
 from processes import SCRIPTS
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed import all_reduce
 
 from ldm.denoisers import DENOISERS
@@ -24,6 +24,25 @@ def script(rank: int, port: int, folder: Path, name: str, *options: str) -> None
     join(rank, port, folder)
     sys.argv = [name, *options]
     runpy.run_path(str(SCRIPTS / name), run_name="__main__")
+
+
+class Blocks(Line):
+    """A line with a block, whose weights the backward pass has to gather once more."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([nn.Linear(8, 8)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.blocks[0](self.first(x).relu()))
+
+
+def end_in_nan(rank: int, port: int, folder: Path) -> None:
+    """A training whose batches are bad from the third on, in the second process alone."""
+    join(rank, port, folder)
+    task = LineTask({*range(2, 1_000)}, nan)
+    task.network = Blocks()
+    trainer(folder / "run", task, steps=100, batch=4, shard=True).run()
 
 
 def compare_denoisers(rank: int, port: int, folder: Path) -> None:
