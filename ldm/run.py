@@ -35,7 +35,7 @@ class Run(Sampling):
     autoencoder: AutoencoderConfig = section(
         AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"
     )
-    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.03)
+    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.5, std=0.5)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
     adversarial: AdversarialConfig = section(AdversarialConfig)
     robustness: RobustnessConfig = section(RobustnessConfig)
@@ -45,7 +45,7 @@ class Run(Sampling):
         "unet",
         multipliers=[1, 1],
         blocks=1,
-        attention_levels=[1],
+        attention_levels=[0],
         pooled=False,
         qk_norm=True,
         scale_shift=True,

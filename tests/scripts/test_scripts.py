@@ -235,6 +235,19 @@ def test_a_schedule_of_too_few_values_is_refused():
     assert_one_line(call("learn_schedule.py", "--gamma", -7, 40), "--gamma -7 40 is not within")
 
 
+def test_what_is_measured_of_a_model_comes_as_rows_of_a_table(chain):
+    few = ("--prompts-per-category", 1)
+    status, printed, errors = call("../benchmarks/guidance.py", chain.model, *few, "--worse", chain.model)
+    assert status == 0, errors
+    head, _, *rows = (line.split(" | ") for line in printed.splitlines())
+    assert [len(row) for row in rows] == [len(head)] * len(rows)
+    cells = [cell for row in rows for cell in row[2:]]
+    assert all(re.fullmatch(r"\d+ %, \d\.\d\d( \|)?", cell) for cell in cells)
+    status, printed, errors = call("../benchmarks/latent_noise.py", chain.model / "autoencoder", *few)
+    assert status == 0, errors
+    assert printed.count(" %") == 6
+
+
 def test_any_prompt_gives_an_image_with_a_safe_name(draw):
     """Fault 29."""
     prompts = ["", "🟥 звезда", "../../etc/passwd", "C:\\x", "x" * 5_000, "two\nlines", "%s {} $HOME"]
