@@ -16,6 +16,7 @@ from ldm.data.draw import inside
 from ldm.data.scene import SHAPES
 
 CELLS = 1_024  # M, of a table
+LEAST = 1e-3  # area that an object counts as at least, in pixels, so that what covers nothing has a size
 REACH = 1.125  # a table covers -REACH to REACH of the unit circle's plane
 
 Floats = NDArray[np.float64]
@@ -40,10 +41,10 @@ class Fit(NamedTuple):
 
 
 def fit(patches: NDArray[np.float32]) -> Fit:
-    """The best shape for each patch (K, P, P), the share of every pixel that the object covers; none may be empty."""
+    """The best shape for each patch (K, P, P), the share of each pixel that the object covers; none fits an empty one."""
     side = patches.shape[1]
     middle = np.arange(side) + 0.5
-    area = patches.sum(axis=(1, 2))  # (K,)
+    area = patches.sum(axis=(1, 2)).clip(min=LEAST)  # (K,)
     x = (patches.sum(axis=1) @ middle) / area
     y = (patches.sum(axis=2) @ middle) / area
     fits = []

@@ -377,6 +377,16 @@ def test_an_object_that_the_edge_of_the_picture_cuts_is_unknown():
                 assert not clean(seen(draw(alone(shape, size=size, x=x, y=y)))), (shape, size, x, y)
 
 
+def test_a_frame_wider_than_any_object_is_unknown():
+    """All of it lies outside of the patch that an object is looked at in."""
+    picture = np.zeros((1, 64, 64, 3), dtype=np.uint8)
+    picture[0] = BACKGROUNDS["black"]
+    picture[0, 4:60, 4:60] = COLORS["red"]
+    picture[0, 6:58, 6:58] = BACKGROUNDS["black"]
+    (scene,) = read(picture)
+    assert [(thing.shape, thing.size) for thing in scene.objects] == [(UNKNOWN, UNKNOWN)]
+
+
 @pytest.mark.parametrize("r", [2.5, 4.0, 5.5, 19.0, 22.0, 26.0])
 @pytest.mark.parametrize("shape", SHAPES)
 def test_an_object_of_no_size_of_the_world_is_unknown(shape, r):
