@@ -97,7 +97,7 @@ class LineTask:
             yield self.spoil(x) if number in self.bad and rank == world - 1 else x
             number += 1
 
-    def loss(self, network: nn.Module, batch: Tensor, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: Tensor, seed: int, step: int) -> tuple[Tensor, dict[str, Tensor]]:
         return (network(batch) - batch.sum(dim=1, keepdim=True)).square().mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:

@@ -15,6 +15,7 @@ from ldm.evaluation.reconstruction import Lpips
 from ldm.pictures import grid
 from ldm.training.adversary import Adversary
 from ldm.training.optim import TrainConfig
+from ldm.training.task import Loss
 from ldm.types import Batch
 
 MEASURED = 2_048  # images over which the latents' mean and std are taken
@@ -38,22 +39,18 @@ class AutoencoderTask:
         self.reconstruction, self.robustness = reconstruction.build(perceptual(reconstruction)), robustness
         self.adversary = adversary
         self.train, self.config = train, config
-        self.micro_step = 0  # the next one's number, over all runs: ``batches`` says where this one begins
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
         config = self.config
-        self.micro_step = start
         return batches(
             self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
         )
 
-    def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         image = batch.image.to(self.device)
         decoded, code = network(self.robustness.corrupted(image))
         total, terms = self.reconstruction.to(self.device)(image, decoded)
-        step = self.micro_step // self.config.accumulate
-        self.micro_step += 1
         if self.adversary is not None:
             price, figures = self.adversary.price(step, image, decoded, total, self._last)
             total, terms = total + price, {**terms, **figures}

@@ -15,6 +15,7 @@ from ldm.diffusion.process import noised, unit
 from ldm.diffusion.times import evenly_spread
 from ldm.evaluation.report import curve
 from ldm.training.optim import TrainConfig
+from ldm.training.task import Loss
 from ldm.types import Batch, Schedule
 
 BANDS = 8  # of time, in the figure
@@ -47,7 +48,7 @@ class ClassifierTask:
             self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
         )
 
-    def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         latent, there = self._encoded(batch)
         generator = torch.Generator().manual_seed(seed)
         t = evenly_spread(len(latent), generator)

@@ -17,6 +17,7 @@ from ldm.text.clip import ClipConfig, ClipText
 from ldm.text.layout import TrainedClip, layout_loss
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
+from ldm.training.task import Loss
 from ldm.types import Batch
 
 MAX_LOGIT_SCALE = log(100)  # CLIP's bound on the learned temperature (Sec. 2.5)
@@ -51,7 +52,7 @@ class ClipTask:
             self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
         )
 
-    def loss(self, network: nn.Module, batch: Batch, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         with torch.no_grad():
             self.network.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
         figures = self._figures(network, batch, self.contrastive)

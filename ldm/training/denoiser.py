@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ldm.data.latents import Latents
 from ldm.data.loader import batches, first_batches
@@ -19,6 +19,7 @@ from ldm.evaluation.text_use import TextUse, text_use
 from ldm.pictures import grid
 from ldm.pipeline import TextToImage
 from ldm.training.optim import TrainConfig
+from ldm.training.task import Loss
 from ldm.types import Batch
 
 NUM_PICTURES = 16  # in a sample grid
@@ -59,7 +60,7 @@ class DenoiserTask:
         workers = 0 if hasattr(self.train, "collate") else config.workers  # reading a cache costs less than a worker
         return batches(self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=workers)
 
-    def loss(self, network: nn.Module, batch: Batch | Latents, seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: Batch | Latents, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
         cond = drop_text(cond, self.null, self.text_dropout, generator)

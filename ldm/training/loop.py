@@ -36,7 +36,8 @@ class Stopped(SystemExit):
 class MicroStep(NamedTuple):
     batch: Any
     seed: int
-    losses: list[Tensor]  # the task's, and its rival's where there is one
+    step: int  # the optimizer step that it is part of, 0 the first
+    losses: tuple[Tensor, ...] = ()  # once they are known: the task's, and its rival's where there is one
 
 
 class Trainer:
@@ -129,18 +130,18 @@ class Trainer:
 
     def train_step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """One optimizer step; the loss, the figures of task and rival, and the gradients' norms."""
-        config, engine = self.config, self.accelerator
+        config = self.config
         figures: dict[str, Tensor] = {}
         micro: list[MicroStep] = []
         for i in range(config.accumulate):
-            batch = next(batches)
-            seed = _seed(config.seed, self.step * config.accumulate + i, engine.process_index)
+            seed = _seed(config.seed, self.step * config.accumulate + i, self.accelerator.process_index)
+            each = MicroStep(next(batches), seed, self.step)
             torch.manual_seed(seed)  # for dropout and posterior draws
             last = i == config.accumulate - 1
-            parts = zip(self.learners, self._losses(batch, seed), strict=True)
+            parts = zip(self.learners, self._losses(each), strict=True)
             found = [made for learner, loss in parts if (made := learner.backward(loss, last=last)) is not None]
-            figures = {name: value for _, each in found for name, value in each.items()}
-            micro.append(MicroStep(batch, seed, [loss.detach() for loss, _ in found]))
+            figures = {name: value for _, some in found for name, value in some.items()}
+            micro.append(each._replace(losses=tuple(loss.detach() for loss, _ in found)))
         norms = {f"{learner.prefix}gradient_norm": learner.clip() for learner in self.learners}
         self.step += 1
         total = torch.stack([each.losses[0] for each in micro]).mean()
@@ -150,17 +151,21 @@ class Trainer:
             self._write({"loss_spike": value})
         return {"loss": total, **figures, **norms}
 
-    def rerun(self, networks: Iterable[nn.Module], batch: Any, seed: int) -> list[Tensor]:
-        """The losses of a micro-step, of ``networks``, a learner's each, without wrappers; nothing is learned."""
-        torch.manual_seed(seed)
+    def rerun(self, networks: Iterable[nn.Module], micro: MicroStep) -> list[Tensor]:
+        """The losses of a micro-step, of ``networks``, a learner's each, without wrappers.
+
+        No optimizer steps and no step is counted, but what a loss moves by itself (codebooks, times by importance)
+        moves again: this is for a run that is at its end, or a dry one.
+        """
+        torch.manual_seed(micro.seed)
         with self.accelerator.autocast():
-            parts = zip(networks, self._losses(batch, seed), strict=True)
+            parts = zip(networks, self._losses(micro), strict=True)
             return [made[0] for network, loss in parts if (made := loss(network)) is not None]
 
-    def _losses(self, batch: Any, seed: int) -> list[Callable[[nn.Module], Loss | None]]:
+    def _losses(self, micro: MicroStep) -> list[Callable[[nn.Module], Loss | None]]:
         """The loss of each learner, to be called in this order."""
-        losses: list[Callable[[nn.Module], Loss | None]] = [partial(self.task.loss, batch=batch, seed=seed)]
-        return losses if self.rival is None else [*losses, self.rival.loss]
+        of_task = partial(self.task.loss, batch=micro.batch, seed=micro.seed, step=micro.step)
+        return [of_task] if self.rival is None else [of_task, self.rival.loss]
 
     def _update(self, norms: dict[str, Tensor], sound: bool, micro: list[MicroStep]) -> None:
         """Step every learner and the average, or none where a rank's loss is not ``sound`` or a norm not finite.
@@ -180,7 +185,7 @@ class Trainer:
             bad = next((each for each in micro if not all_finite(each.losses)), micro[-1])
             whole = [learner.whole(learner.network) for learner in self.learners]
             networks = dict(zip(("", "rival"), whole, strict=False))
-            where = culprit(networks, partial(self.rerun, whole, bad.batch, bad.seed))
+            where = culprit(networks, partial(self.rerun, whole, bad))
             raise FloatingPointError(
                 f"{self.task.name}: loss or gradient was not finite for {self.skipped} steps in a row (step "
                 f"{self.step}): {where}; lower lr ({self.config.lr}) or set precision=fp32"

@@ -13,7 +13,7 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.training.loop import Trainer
+from ldm.training.loop import MicroStep, Trainer
 
 TIMED = 2  # steps, after one that starts the loader and compiles
 CGROUP = Path("/sys/fs/cgroup")  # of this process in a container; absent elsewhere
@@ -57,9 +57,9 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan
     free = free_memory()
     with told_if_memory_runs_out(free):
         trainer = make(scratch / "training")
-        task, config, device = trainer.task, trainer.config, trainer.accelerator.device
-        end = (config.steps - 1) * config.accumulate  # a term that joins later has joined by then
-        batches = task.batches(end, trainer.accelerator.process_index, trainer.accelerator.num_processes)
+        task, config, engine = trainer.task, trainer.config, trainer.accelerator
+        trainer.step = config.steps - 1  # a term that joins later has joined by then
+        batches = task.batches(trainer.step * config.accumulate, engine.process_index, engine.num_processes)
         flops = _flops(trainer, next(batches))
         trainer.train_step(batches)
         began = time.perf_counter()
@@ -78,9 +78,9 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
         flops // config.batch,
-        _peak_memory(device),
+        _peak_memory(engine.device),
         free,
-        images * trainer.accelerator.num_processes / seconds,
+        images * engine.num_processes / seconds,
         seconds * config.steps,
         state,
         disk,
@@ -157,10 +157,11 @@ def _peak_resident() -> int:
 
 def _flops(trainer: Trainer, batch: object) -> int:
     """Of a forward and a backward pass over ``batch``, without the loop's wrappers."""
+    networks = [learner.network for learner in trainer.learners]
     with FlopCounterMode(display=False) as counter:
-        torch.stack(trainer.rerun((learner.network for learner in trainer.learners), batch, 0)).sum().backward()
-    for learner in trainer.learners:
-        learner.network.zero_grad(set_to_none=True)
+        torch.stack(trainer.rerun(networks, MicroStep(batch, 0, trainer.step))).sum().backward()
+    for network in networks:
+        network.zero_grad(set_to_none=True)
     return counter.get_total_flops()
 
 

@@ -18,6 +18,7 @@ from ldm.data.loader import batches, first_batches
 from ldm.pictures import grid
 from ldm.priors import CodePrior, nats
 from ldm.training.optim import TrainConfig
+from ldm.training.task import Loss
 from ldm.types import Key
 
 SHOWN = 16  # pictures of a sample grid
@@ -76,7 +77,7 @@ class PriorTask:
         config = self.config  # what lies in memory needs no worker
         return batches(self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world)
 
-    def loss(self, network: nn.Module, batch: list[Tensor], seed: int) -> tuple[Tensor, dict[str, Tensor]]:
+    def loss(self, network: nn.Module, batch: list[Tensor], seed: int, step: int) -> Loss:
         each = self._nats(network, batch)
         return torch.cat([level.flatten() for level in each]).mean(), {}
 

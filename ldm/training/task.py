@@ -29,8 +29,11 @@ class Task(Protocol):
         """Endless batches of this rank from micro-step ``start`` on."""
         ...
 
-    def loss(self, network: nn.Module, batch: Any, seed: int) -> Loss:
-        """The mean loss over ``batch`` and figures for the log; every random draw comes from ``seed``."""
+    def loss(self, network: nn.Module, batch: Any, seed: int, step: int) -> Loss:
+        """The mean loss over ``batch`` and figures for the log; every random draw comes from ``seed``.
+
+        ``step`` is the optimizer step's number, 0 that of the first.
+        """
         ...
 
     def validate(self, network: nn.Module) -> dict[str, float]:

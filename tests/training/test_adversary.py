@@ -20,7 +20,7 @@ from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.checkpoint import newest
 from ldm.training.log import read
-from ldm.training.loop import MAX_SKIPPED, Trainer
+from ldm.training.loop import MAX_SKIPPED, MicroStep, Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import preflight
 
@@ -68,7 +68,7 @@ def changed(before, network):
 
 def test_the_autoencoders_loss_gives_no_gradient_to_the_discriminator_and_the_discriminators_none_to_the_autoencoder():
     made = task(r1=1.0, r1_every=1)
-    total, figures = made.loss(made.network, batch(), 0)
+    total, figures = made.loss(made.network, batch(), 0, 0)
     total.backward()
     assert {"adversarial", "adaptive_weight"} <= figures.keys()
     assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.network.parameters())
@@ -83,7 +83,7 @@ def test_the_adversarial_term_pulls_at_the_last_layer_as_hard_as_its_weight_says
     gradients = []
     for weight in (0.5, 1e-12):
         made = task(weight=weight)
-        made.loss(made.network, batch(), 0)[0].backward()
+        made.loss(made.network, batch(), 0, 0)[0].backward()
         gradients.append(made._last.grad)
     torch.testing.assert_close((gradients[0] - gradients[1]).norm(), 0.5 * gradients[1].norm(), rtol=1e-3, atol=0)
 
@@ -93,7 +93,7 @@ def test_the_discriminators_loss_is_the_hinge_of_what_it_says_of_the_two_picture
     image = batch().image
     with torch.no_grad():
         real, decoded = (made.adversary.network(x) for x in (image, made.network(image)[0]))
-    made.loss(made.network, batch(), 0)
+    made.loss(made.network, batch(), 0, 0)
     total, figures = made.adversary.loss(made.adversary.network)
     torch.testing.assert_close(total, hinge(real, decoded))
     torch.testing.assert_close(figures["real"], real.mean())
@@ -103,21 +103,21 @@ def test_the_discriminators_loss_is_the_hinge_of_what_it_says_of_the_two_picture
 def test_before_its_start_the_discriminator_neither_learns_nor_is_listened_to():
     made = task(start=2)
     costs = []
-    for _ in range(3):
-        total, figures = made.loss(made.network, batch(), 0)
+    for step in range(3):
+        total, figures = made.loss(made.network, batch(), 0, step)
         costs.append(("adversarial" in figures, made.adversary.loss(made.adversary.network) is not None))
     assert costs == [(False, False), (False, False), (True, True)]
     without, _ = made.reconstruction(batch().image, made.network(batch().image)[0])
-    assert total != without == task(start=2).loss(made.network, batch(), 0)[0]
+    assert total != without == task(start=2).loss(made.network, batch(), 0, 0)[0]
 
 
 def test_the_penalty_comes_every_so_many_steps_and_counts_for_all_of_them():
     made, plain = task(r1=2.0, r1_every=3), task()
     due = []
-    for _ in range(7):
+    for step in range(7):
         totals = []
         for each in (made, plain):
-            each.loss(each.network, batch(), 0)
+            each.loss(each.network, batch(), 0, step)
             totals.append(each.adversary.loss(each.adversary.network))
         (total, figures), (without, _) = totals
         due.append("r1" in figures)
@@ -152,6 +152,17 @@ def test_both_networks_learn_and_both_log(tmp_path, accumulate, precision):
     assert [line["step"] for line in lines] == [1, 2, 3]
     logged = {"adversarial", "adaptive_weight", "discriminator", "r1", "gradient_norm", "rival_gradient_norm"}
     assert all(logged <= line.keys() for line in lines)
+
+
+def test_a_micro_step_that_is_gone_through_again_has_the_same_losses_and_moves_no_step(tmp_path):
+    made, image = trainer(tmp_path, start=1), batch()
+    networks = [learner.network for learner in made.learners]
+    for step in (0, 1):  # before and after the rival joins
+        expected = [made.rerun(networks, MicroStep(image, 0, step)) for _ in range(3)]
+        assert [len(losses) for losses in expected] == [1 + step] * 3 and made.step == step
+        figures = made.train_step(iter([image]))
+        assert all(losses[0] == figures["loss"] for losses in expected)
+        assert ("discriminator" in figures) == (step == 1)
 
 
 @pytest.mark.parametrize("bad", [0, 1], ids=["autoencoder", "discriminator"])

@@ -152,7 +152,7 @@ def learned(counts, maps, steps=40):
             with torch.no_grad():
                 bits.append(task.validate(prior))
         opt.zero_grad()
-        task.loss(prior, next(batches), step)[0].backward()
+        task.loss(prior, next(batches), step, step)[0].backward()
         opt.step()
     return bits
 

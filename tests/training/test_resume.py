@@ -72,6 +72,25 @@ def test_n_and_n_steps_are_two_n_bit_for_bit(parts, tmp_path, stage):
         assert [key for key, value in whole.items() if not torch.equal(value, halves[key])] == []
 
 
+class Numbered(LineTask):
+    """Keeps the numbers of the steps that it is told."""
+
+    def __init__(self):
+        super().__init__()
+        self.steps = []
+
+    def loss(self, network, batch, seed, step):
+        self.steps.append(step)
+        return super().loss(network, batch, seed, step)
+
+
+def test_the_loss_is_told_the_optimizer_steps_number_wherever_the_run_goes_on(tmp_path):
+    for steps, told in ((2, [0, 0, 1, 1]), (3, [2, 2])):
+        task = Numbered()
+        trainer(tmp_path, task, steps=steps, accumulate=2).run()
+        assert task.steps == told
+
+
 def settings(*overrides):
     return to_yaml(load(Run, None, overrides))
 
