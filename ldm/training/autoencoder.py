@@ -1,6 +1,6 @@
 """Training the first stage: reconstruction, of corrupted images where asked, plus penalties on the latents."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -10,18 +10,18 @@ from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder, ReconstructionConfig, RobustnessConfig
 from ldm.autoencoders.penalties import contraction
-from ldm.data.loader import batches, first_batches
+from ldm.data.loader import first_batches
 from ldm.evaluation.reconstruction import Lpips
 from ldm.pictures import grid
 from ldm.training.adversary import Adversary
 from ldm.training.optim import TrainConfig
-from ldm.training.task import Loss
+from ldm.training.task import DataTask, Loss
 from ldm.types import Batch
 
 MEASURED = 2_048  # images over which the latents' mean and std are taken
 
 
-class AutoencoderTask:
+class AutoencoderTask(DataTask):
     name = "autoencoder"
 
     def __init__(
@@ -35,17 +35,11 @@ class AutoencoderTask:
         save: Callable[[Autoencoder], None],
         adversary: Adversary | None = None,
     ) -> None:
-        self.network, self.learned, self.save = network, nn.Module(), save
+        super().__init__(train, config)
+        self.network, self.save = network, save
         self.reconstruction, self.robustness = reconstruction.build(perceptual(reconstruction)), robustness
         self.adversary = adversary
-        self.train, self.config = train, config
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
-
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        config = self.config
-        return batches(
-            self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
-        )
 
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         image = batch.image.to(self.device)
@@ -79,9 +73,6 @@ class AutoencoderTask:
         decoded = network.decode(network.encode(image))
         pairs = torch.cat([part for rows in zip(image.split(8), decoded.split(8), strict=True) for part in rows])
         grid(pairs, columns=8, path=picture)
-
-    def score(self, network: nn.Module) -> None:
-        """Nothing: the validation figures say it."""
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Save with the latents' mean and std over some thousand training images in the weights.

@@ -1,6 +1,6 @@
 """Training a classifier of noised latents, for guidance."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -9,19 +9,19 @@ from torch import Tensor, nn
 from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ldm.autoencoders import Autoencoder
-from ldm.data.loader import batches, first_batches
+from ldm.data.loader import first_batches
 from ldm.denoisers.classifier import Classifier, present
 from ldm.diffusion.process import noised, unit
 from ldm.diffusion.times import evenly_spread
 from ldm.evaluation.report import curve
 from ldm.training.optim import TrainConfig
-from ldm.training.task import Loss
+from ldm.training.task import DataTask, Loss
 from ldm.types import Batch, Schedule
 
 BANDS = 8  # of time, in the figure
 
 
-class ClassifierTask:
+class ClassifierTask(DataTask):
     """Binary cross-entropy for each word, in nats, at times spread evenly."""
 
     name = "classifier"
@@ -36,17 +36,11 @@ class ClassifierTask:
         config: TrainConfig,
         save: Callable[[Classifier], None],
     ) -> None:
+        super().__init__(train, config)
         self.network: nn.Module = network
-        self.words, self.learned = network.words, nn.Module()
+        self.words, self.save = network.words, save
         self.autoencoder, self.schedule = autoencoder, schedule
-        self.train, self.config, self.save = train, config, save
         self.held_out = [self._encoded(batch) for batch in first_batches(val, config.batch, config.validate_samples)]
-
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        config = self.config
-        return batches(
-            self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
-        )
 
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         latent, there = self._encoded(batch)
@@ -67,9 +61,6 @@ class ClassifierTask:
         svg = curve({"loss": by_time}, "time: 0 data, 1 noise", "cross-entropy of a word, nats")
         picture.parent.mkdir(parents=True, exist_ok=True)
         picture.with_suffix(".svg").write_text(svg)
-
-    def score(self, network: nn.Module) -> None:
-        """Nothing: the validation figures say it."""
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         assert isinstance(network, Classifier)

@@ -11,19 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ldm.data.loader import batches, first_batches
+from ldm.data.loader import first_batches
 from ldm.pictures import grid
 from ldm.text.clip import ClipConfig, ClipText
 from ldm.text.layout import TrainedClip, layout_loss
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
-from ldm.training.task import Loss
+from ldm.training.task import DataTask, Loss
 from ldm.types import Batch
 
 MAX_LOGIT_SCALE = log(100)  # CLIP's bound on the learned temperature (Sec. 2.5)
 
 
-class ClipTask:
+class ClipTask(DataTask):
     name = "clip"
 
     def __init__(
@@ -38,19 +38,15 @@ class ClipTask:
     ) -> None:
         from open_clip import ClipLoss  # takes seconds to import
 
+        super().__init__(train, config)
         self.network = TrainedClip(text, size, vocabulary)
-        self.learned = nn.Module()
         self.text, self.vocabulary, self.save = text, vocabulary, save
-        self.train, self.config = train, config
         self.contrastive = ClipLoss()
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
-        config = self.config
         self.contrastive.rank, self.contrastive.world_size = rank, world
-        return batches(
-            self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=config.workers
-        )
+        return super().batches(start, rank, world)
 
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         with torch.no_grad():
@@ -71,9 +67,6 @@ class ClipTask:
         nearest = (text[:8] @ image.T).topk(min(5, len(image)), dim=1).indices  # (8, 5)
         grid(batch.image[nearest.flatten().cpu()], columns=nearest.shape[1], path=picture)
         picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n")
-
-    def score(self, network: nn.Module) -> None:
-        """Nothing: the validation figures say it."""
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         self.save(ClipText.from_clip(network.clip, self.text, self.vocabulary))

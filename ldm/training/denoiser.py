@@ -1,6 +1,6 @@
 """Training the denoiser on latents: noise, regress, and now and then draw what the fixed prompts say."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from ldm.data.latents import Latents
-from ldm.data.loader import batches, first_batches
+from ldm.data.loader import first_batches
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.diffusion.process import drop_text
 from ldm.evaluation.benchmark import drawn_by, mark
@@ -19,13 +19,13 @@ from ldm.evaluation.text_use import TextUse, text_use
 from ldm.pictures import grid
 from ldm.pipeline import TextToImage
 from ldm.training.optim import TrainConfig
-from ldm.training.task import Loss
+from ldm.training.task import DataTask, Loss
 from ldm.types import Batch
 
 NUM_PICTURES = 16  # in a sample grid
 
 
-class DenoiserTask:
+class DenoiserTask(DataTask):
     """``train`` yields ``Latents`` (from the cache) or ``Batch`` (encoded here, as they come)."""
 
     name = "denoiser"
@@ -43,10 +43,11 @@ class DenoiserTask:
         prompts: Sequence[Prompt] = (),
     ) -> None:
         """``save`` takes the network, and whether it is the best so far; ``prompts`` are those of the score."""
+        super().__init__(train, config)
         self.model, self.network = model, model.denoiser
         self.objective, self.text_dropout = objective, text_dropout
-        self.learned: nn.Module = objective.times
-        self.train, self.config, self.save, self.scored = train, config, save, list(prompts)
+        self.learned = objective.times
+        self.save, self.scored = save, list(prompts)
         held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.captions = [batch.captions for batch in held_out]
         self.prompts = self.captions[0][:NUM_PICTURES]
@@ -54,11 +55,6 @@ class DenoiserTask:
         self.use: TextUse | None = None  # of the last validation
         with torch.no_grad():
             self.null = model.text([""]).to(model.device)
-
-    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
-        config = self.config
-        workers = 0 if hasattr(self.train, "collate") else config.workers  # reading a cache costs less than a worker
-        return batches(self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=workers)
 
     def loss(self, network: nn.Module, batch: Batch | Latents, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)

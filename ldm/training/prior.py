@@ -3,7 +3,7 @@
 Legend: N pictures, B batch, h w size of a level's map, K codes of a level.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from math import log
 from pathlib import Path
 from typing import Any
@@ -14,11 +14,11 @@ from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import decode_codes, encode_codes
-from ldm.data.loader import batches, first_batches
+from ldm.data.loader import first_batches
 from ldm.pictures import grid
 from ldm.priors import CodePrior, nats
 from ldm.training.optim import TrainConfig
-from ldm.training.task import Loss
+from ldm.training.task import DataTask, Loss
 from ldm.types import Key
 
 SHOWN = 16  # pictures of a sample grid
@@ -54,7 +54,7 @@ def codes_of(autoencoder: Autoencoder, pictures: Any, count: int, config: TrainC
     return CodeDataset([torch.cat(level) for level in zip(*parts, strict=True)])
 
 
-class PriorTask:
+class PriorTask(DataTask):
     """The negative log-likelihood of a picture's codes, in nats a code."""
 
     name = "prior"
@@ -68,14 +68,9 @@ class PriorTask:
         config: TrainConfig,
         save: Callable[[CodePrior], None],
     ) -> None:
+        super().__init__(train, config)
         self.network: nn.Module = network
-        self.learned = nn.Module()
-        self.autoencoder, self.train, self.val = autoencoder, train, val
-        self.config, self.save = config, save
-
-    def batches(self, start: int, rank: int, world: int) -> Iterator[list[Tensor]]:
-        config = self.config  # what lies in memory needs no worker
-        return batches(self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world)
+        self.autoencoder, self.val, self.save = autoencoder, val, save
 
     def loss(self, network: nn.Module, batch: list[Tensor], seed: int, step: int) -> Loss:
         each = self._nats(network, batch)
@@ -98,9 +93,6 @@ class PriorTask:
         sizes = [(codes.shape[1], codes.shape[2]) for codes in self.val.maps]
         maps = network.draw(sizes, list(range(SHOWN)))
         grid(decode_codes(self.autoencoder, maps), columns=SHOWN // 2, path=picture)
-
-    def score(self, network: nn.Module) -> None:
-        """Nothing: the validation figures say it."""
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         assert isinstance(network, CodePrior)

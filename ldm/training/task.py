@@ -1,4 +1,4 @@
-"""What the loop trains: a task and, where it has one, the rival of its network."""
+"""What the loop trains: a task, with what most tasks share, and, where it has one, the rival of its network."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any, Protocol
 
 from torch import Tensor, nn
 
+from ldm.data.loader import batches
 from ldm.training.optim import TrainConfig
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # (), and figures for the log
@@ -51,6 +52,23 @@ class Task(Protocol):
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Write ``network`` where other programs load it from, or, as the ``best`` so far, beside that."""
         ...
+
+
+class DataTask:
+    """What tasks have in common that read a data set ``train``; one overrides what it does in another way."""
+
+    def __init__(self, train: Any, config: TrainConfig) -> None:
+        self.train, self.config = train, config
+        self.learned: nn.Module = nn.Module()
+
+    def batches(self, start: int, rank: int, world: int) -> Iterator[Any]:
+        config = self.config
+        # a data set with samples of its own kind, a cache or codes, is read in less time than a worker costs
+        workers = 0 if hasattr(self.train, "collate") else config.workers
+        return batches(self.train, config.batch, seed=config.seed, start=start, rank=rank, world=world, workers=workers)
+
+    def score(self, network: nn.Module) -> float | None:
+        return None
 
 
 class Rival(Protocol):
