@@ -5,39 +5,32 @@ import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Set
 from functools import partial
-from math import inf, isfinite
+from math import isfinite
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm.evaluation.text_use import BAND
 from ldm.files import load_weights
 from ldm.training import checkpoint
 from ldm.training.engine import accelerator, any_rank, mean_of_ranks
 from ldm.training.guards import Spikes, all_finite, culprit
 from ldm.training.learner import Learner
-from ldm.training.log import Log, draw_curves, read
+from ldm.training.log import Log, draw_curves
+from ldm.training.looks import Looks, quietly
 from ldm.training.optim import TrainConfig, moving_average
 from ldm.training.sharding import gathered, shard
 from ldm.training.signals import Signals
-from ldm.training.start import PLAIN, Start, check
-from ldm.training.task import Loss, Rival, Task
+from ldm.training.start import PLAIN, Start, check, conditions
+from ldm.training.task import Loss, MicroStep, Rival, Task
 
 MAX_SKIPPED = 20  # steps in a row with a loss or gradient that is not finite before the run gives up
 
 
 class Stopped(SystemExit):
     """The run was asked to stop and has saved itself; the exit status is 128 + the signal's number."""
-
-
-class MicroStep(NamedTuple):
-    batch: Any
-    seed: int
-    step: int  # the optimizer step that it is part of, 0 the first
-    losses: tuple[Tensor, ...] = ()  # once they are known: the task's, and its rival's where there is one
 
 
 class Trainer:
@@ -64,8 +57,9 @@ class Trainer:
         unread: Set[str] = frozenset(),
     ) -> None:
         self.task, self.config, self.folder = task, config, folder
-        self.described, self.made_from, self.start, self.unread = described, made_from, start, unread
+        self.described, self.start, self.unread = described, start, unread
         self.accelerator = accelerator(config, folder, device)
+        self.conditions = conditions(config, self.accelerator.num_processes, made_from)
         self.learners = [Learner(task.network, config, self.accelerator)]
         if rival is not None:
             self.learners.append(Learner(rival.network, rival.config, self.accelerator, "rival_"))
@@ -80,7 +74,7 @@ class Trainer:
         self.log = Log(folder / "log.jsonl", self.step) if self.main else None
         self.skipped = 0  # steps in a row
         self.spiked = Spikes()
-        self.best = max((line["score"] for line in read(folder / "log.jsonl") if "score" in line), default=-inf)
+        self.looks = Looks(task, config, folder, self._write)
 
     def run(self) -> None:
         """Train up to the configured number of steps.
@@ -93,12 +87,7 @@ class Trainer:
         rank, world = self.accelerator.process_index, self.accelerator.num_processes
         batches = task.batches(self.step * config.accumulate, rank, world)
         bar = tqdm(
-            total=config.steps,
-            initial=self.step,
-            desc=task.name,
-            unit="step",
-            dynamic_ncols=True,
-            disable=not self.main,
+            total=config.steps, initial=self.step, desc=task.name, unit="step", dynamic_ncols=True, disable=rank > 0
         )
         seen, seconds = 0, 0.0
         with Signals() as signals, bar:
@@ -192,35 +181,11 @@ class Trainer:
             )
 
     def _look(self, signals: Signals, bar: Any, last: bool) -> None:
-        """Validate, score and draw, each where it is due; none of it changes what is trained."""
-        config = self.config
-        rhythm = config.validate_every, config.score_every, config.sample_every
-        looks = zip((self._validate, self._score, self._draw), rhythm, strict=True)
-        due = [look for look, steps in looks if steps and (self.step % steps == 0 or last)]
-        if due:
+        """Look at what is learned where that is due; the first process alone does, but gathering takes all."""
+        if due := self.looks.due(self.step, last):
             network = self._averaged()
             for look in due if self.main else ():
-                signals.unless_caught(partial(look, network, bar))
-
-    def _validate(self, network: nn.Module, bar: Any) -> None:
-        figures = {f"val_{name}": value for name, value in quietly(network, self.task.validate).items()}
-        self._write(figures)
-        words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if BAND not in name)
-        bar.write(f"{self.task.name} step {self.step}: {words}")
-
-    def _score(self, network: nn.Module, bar: Any) -> None:
-        """Write the task's score, and export ``network`` where it is the best so far."""
-        score = quietly(network, self.task.score)
-        if score is None:
-            return
-        self._write({"score": score})
-        bar.write(f"{self.task.name} step {self.step}: score {score:.3f}")
-        if score >= self.best:  # of equal scores the later: while all are 0 the first model is the worst
-            self.best = score
-            quietly(network, partial(self.task.export, best=True))
-
-    def _draw(self, network: nn.Module, bar: Any) -> None:
-        quietly(network, self.task.sample, self.folder / "samples" / f"{self.step:08d}.png")
+                signals.unless_caught(partial(look, network, self.step, bar.write))
 
     def _averaged(self) -> nn.Module:
         """The network that is shown and exported, whole in this process; all must call it."""
@@ -239,7 +204,7 @@ class Trainer:
         network, cpu = self._averaged(), torch.device("cpu")
         tensors = {name: gathered(part, cpu, keep=self.main) for name, part in self.tensors().items()}
         if self.main:
-            facts = {"config": self.described, "torch": torch.__version__, "conditions": self._conditions()}
+            facts = {"config": self.described, "torch": torch.__version__, "conditions": self.conditions}
             for learner in self.learners:
                 facts |= learner.facts()
             quietly(network, self.task.export)  # first: a finished run that is started again exports no more
@@ -252,8 +217,7 @@ class Trainer:
         if path is None:
             return 0
         state = json.loads((path / "state.json").read_text())
-        said = check(path, state, self._conditions(), self.described, self.unread, self.start)
-        if said:
+        if said := check(path, state, self.conditions, self.described, self.unread, self.start):
             self.accelerator.print(said)
         for learner in self.learners:
             learner.resume(path, state)
@@ -264,30 +228,10 @@ class Trainer:
         self.accelerator.print(f"going on from {path}")
         return int(state["step"])
 
-    def _conditions(self) -> dict[str, Any]:
-        """What must be the same for a run to go on: who takes which samples, what steps on them, and ``made_from``."""
-        config = self.config
-        return {
-            "number of processes": self.accelerator.num_processes,
-            **{name: getattr(config, name) for name in ("batch", "accumulate", "seed", "optimizer")},
-            "average": config.ema > 0,
-            **self.made_from,
-        }
-
     def _write(self, values: dict[str, float]) -> None:
         if self.log is not None:
             self.log.write(self.step, **values)
             self.accelerator.log(values, step=self.step)
-
-
-def quietly(network: nn.Module, call: Callable[..., Any], *args: Any) -> Any:
-    """``call`` with ``network`` in evaluation mode and no gradients."""
-    network.eval()
-    try:
-        with torch.no_grad():
-            return call(network, *args)
-    finally:
-        network.train()
 
 
 def _seed(seed: int, micro: int, rank: int) -> int:

@@ -13,7 +13,8 @@ import psutil
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from ldm.training.loop import MicroStep, Trainer
+from ldm.training.loop import Trainer
+from ldm.training.task import MicroStep
 
 TIMED = 2  # steps, after one that starts the loader and compiles
 CGROUP = Path("/sys/fs/cgroup")  # of this process in a container; absent elsewhere

@@ -7,6 +7,8 @@ from typing import Any
 
 import yaml
 
+from ldm.training.optim import TrainConfig
+
 # settings of a training that may change without a word: how long, how often to look, where to, how fast
 FREE = {
     *("steps", "keep", "tracker", "workers"),
@@ -40,6 +42,16 @@ class Start:
 
 
 PLAIN = Start()
+
+
+def conditions(config: TrainConfig, processes: int, made_from: dict[str, str]) -> dict[str, Any]:
+    """What must be the same for a run to go on: who takes which samples, what steps on them, and ``made_from``."""
+    return {
+        "number of processes": processes,
+        **{name: getattr(config, name) for name in ("batch", "accumulate", "seed", "optimizer")},
+        "average": config.ema > 0,
+        **made_from,
+    }
 
 
 def changes(then: str, now: str, unread: Set[str]) -> dict[str, tuple[Any, Any]]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 from torch import Tensor, nn
 
@@ -10,6 +10,15 @@ from ldm.data.loader import batches
 from ldm.training.optim import TrainConfig
 
 Loss = tuple[Tensor, dict[str, Tensor]]  # (), and figures for the log
+
+
+class MicroStep(NamedTuple):
+    """What a task's loss is taken of: one of the batches whose gradients an optimizer step sums."""
+
+    batch: Any
+    seed: int
+    step: int  # the optimizer step that it is part of, 0 the first
+    losses: tuple[Tensor, ...] = ()  # once they are known: the task's, and its rival's where there is one
 
 
 class Task(Protocol):

@@ -20,9 +20,10 @@ from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.checkpoint import newest
 from ldm.training.log import read
-from ldm.training.loop import MAX_SKIPPED, MicroStep, Trainer
+from ldm.training.loop import MAX_SKIPPED, Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import preflight
+from ldm.training.task import MicroStep
 
 CPU = torch.device("cpu")
 DATA = ShapesConfig(size=16, length=16)
