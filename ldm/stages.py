@@ -210,7 +210,7 @@ def _train(
         unread=UNREAD[task.name] | others,
     )
     if start.scratch:
-        print(preflight(make, start.scratch, Path(run.out)))
+        print(preflight(make, start.scratch, Path(run.out), device))
     else:
         make(_training(run, task.name)).run()
 

@@ -3,7 +3,7 @@
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from math import inf
 from pathlib import Path
@@ -30,7 +30,7 @@ class Plan:
     trained: int
     flops: int  # of one image, forward and backward; matrix products, convolutions and attention only
     memory: int  # bytes, at its peak
-    free_memory: int  # bytes, before it began
+    free_memory: int  # bytes, before it began, where the peak is measured: of the GPU where there is one
     images_per_second: float
     seconds: float  # of all steps, without validating and drawing
     checkpoint: int  # bytes of one
@@ -49,14 +49,14 @@ class Plan:
         return "\n".join([f"dry run of {self.stage}:", *(f"  {name:11}{text}" for name, text in lines.items())])
 
 
-def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan:
-    """What the training that ``make`` gives for a folder will take; some steps of it are made in ``scratch``.
+def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device: torch.device) -> Plan:
+    """What the training that ``make`` gives for a folder, on ``device``, will take; some steps are made in ``scratch``.
 
     Raises:
         ValueError: it does not fit into the memory, or its files not onto the disk of ``out``.
     """
-    free = free_memory()
-    with told_if_memory_runs_out(free):
+    free = free_memory(device)
+    with told_if_memory_runs_out(free if device.type == "cpu" else None):
         trainer = make(scratch / "training")
         task, config, engine = trainer.task, trainer.config, trainer.accelerator
         trainer.step = config.steps - 1  # a term that joins later has joined by then
@@ -79,7 +79,7 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path) -> Plan
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
         flops // config.batch,
-        _peak_memory(engine.device),
+        _peak_memory(device),
         free,
         images * engine.num_processes / seconds,
         seconds * config.steps,
@@ -99,13 +99,14 @@ def check_disk(needed: int, out: Path, what: str, way_out: str) -> None:
 
 
 @contextmanager
-def told_if_memory_runs_out(free: int) -> Iterator[None]:
-    """Within the block memory that runs out is told as ValueError; on a CPU no more than ``free`` bytes are given.
+def told_if_memory_runs_out(most: int | None) -> Iterator[None]:
+    """Within the block memory that runs out is told as ValueError; of main memory ``most`` bytes are given, None: all.
 
-    Without that limit the system would end the process, or another, without a word.
+    Without that limit the system would end the process, or another, without a word. A GPU's driver says so itself, and
+    maps far more addresses than it takes memory.
     """
     try:
-        with _limited(free):
+        with nullcontext() if most is None else _limited(most):
             yield
     except (RuntimeError, MemoryError) as error:  # torch's error for a GPU is a RuntimeError too
         words = str(error).splitlines()[0] if str(error) else "out of memory"
@@ -117,14 +118,15 @@ def told_if_memory_runs_out(free: int) -> Iterator[None]:
 
 
 @contextmanager
-def _limited(free: int) -> Iterator[None]:
+def _limited(more: int) -> Iterator[None]:
+    """Within the block this process gets at most ``more`` bytes of addresses above those that it has."""
     if sys.platform == "win32":
         yield
         return
     import resource  # which Windows does not have
 
     former = resource.getrlimit(resource.RLIMIT_AS)
-    most = psutil.Process().memory_info().vms + free
+    most = psutil.Process().memory_info().vms + more
     if former[1] != resource.RLIM_INFINITY:
         most = min(most, former[1])
     resource.setrlimit(resource.RLIMIT_AS, (most, former[1]))
@@ -134,8 +136,10 @@ def _limited(free: int) -> Iterator[None]:
         resource.setrlimit(resource.RLIMIT_AS, former)
 
 
-def free_memory() -> int:
-    """Bytes of main memory that this process may still take: of the machine, or of its container where that is less."""
+def free_memory(device: torch.device) -> int:
+    """Bytes that this process may still take: of a GPU, else of the machine, or of its container where that is less."""
+    if device.type == "cuda":
+        return int(torch.cuda.mem_get_info(device)[0])
     left: float = inf
     with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
         left = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())

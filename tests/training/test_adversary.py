@@ -213,7 +213,7 @@ def test_a_run_stops_after_many_bad_steps_in_a_row_and_names_the_module_of_eithe
 
 def test_a_dry_run_counts_both_networks_though_the_rival_joins_later(tmp_path):
     def plan(start):
-        return preflight(lambda folder: trainer(folder, start=start, steps=9), tmp_path / "scratch", tmp_path)
+        return preflight(lambda folder: trainer(folder, start=start, steps=9), tmp_path / "scratch", tmp_path, CPU)
 
     found, never = plan(5), plan(99)
     made = trainer(tmp_path / "real", steps=1)

@@ -51,7 +51,7 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(command, t
 
 
 def plan(tmp_path, **settings):
-    return preflight(lambda folder: trainer(folder, LineTask(), **settings), tmp_path / "scratch", tmp_path)
+    return preflight(lambda folder: trainer(folder, LineTask(), **settings), tmp_path / "scratch", tmp_path, CPU)
 
 
 def test_the_figures_are_those_of_the_network(tmp_path):
@@ -71,7 +71,7 @@ def test_the_figures_are_those_of_the_network(tmp_path):
 def test_frozen_parameters_count_as_not_trained(tmp_path):
     task = LineTask()
     task.network.first.requires_grad_(False)
-    found = preflight(lambda folder: trainer(folder, task), tmp_path / "scratch", tmp_path)
+    found = preflight(lambda folder: trainer(folder, task), tmp_path / "scratch", tmp_path, CPU)
     assert (found.parameters, found.trained) == (49, 9)
 
 
@@ -103,12 +103,31 @@ def test_other_errors_are_not_taken_for_a_lack_of_memory():
 
 def test_a_container_limits_the_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(module, "CGROUP", tmp_path)
-    free = module.free_memory()
+    free = module.free_memory(CPU)
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("1000\n")
-    assert module.free_memory() == 2000 < free
+    assert module.free_memory(CPU) == 2000 < free
     (tmp_path / "memory.max").write_text("max\n")
-    assert module.free_memory() > 2000
+    assert module.free_memory(CPU) > 2000
+
+
+def test_on_a_gpu_its_own_free_memory_from_before_is_told_and_main_memory_is_not_limited(tmp_path, monkeypatch):
+    """The GPU is one in name; making the training takes nearly all of it."""
+    resource = pytest.importorskip("resource")
+    gpu, free, limits = torch.device("cuda", 1), {torch.device("cuda", 1): 7_000_000_000}, []
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[device], 80_000_000_000))
+    monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: 7_000_000_000 - free[device])
+
+    def make(folder):
+        free[gpu] = 2_000_000_000
+        limits.append(resource.getrlimit(resource.RLIMIT_AS))
+        return trainer(folder, LineTask())
+
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    found = preflight(make, tmp_path / "scratch", tmp_path, gpu)
+    assert "5 GB at the peak; 7 GB were free" in str(found)
+    preflight(make, tmp_path / "again", tmp_path, CPU)
+    assert limits[0] == before != limits[1]
 
 
 def test_numbers_are_told_in_units():
