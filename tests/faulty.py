@@ -112,6 +112,9 @@ class LineTask:
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         self.exported += 1
 
+    def exports(self) -> list[list[nn.Module]]:
+        return [[self.network]]
+
 
 def trainer(folder: Path, task: LineTask, start: Start = PLAIN, described: str = "", **settings: Any) -> Trainer:
     common = {"steps": 6, "batch": 8, "warmup": 0, "decay": "constant", "log_every": 1, "save_every": 2, "lr": 1e-2}

@@ -23,6 +23,7 @@ MEASURED = 2_048  # images over which the latents' mean and std are taken
 
 class AutoencoderTask(DataTask):
     name = "autoencoder"
+    network: Autoencoder
 
     def __init__(
         self,

@@ -25,6 +25,7 @@ MAX_LOGIT_SCALE = log(100)  # CLIP's bound on the learned temperature (Sec. 2.5)
 
 class ClipTask(DataTask):
     name = "clip"
+    network: TrainedClip
 
     def __init__(
         self,
@@ -70,6 +71,10 @@ class ClipTask(DataTask):
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         self.save(ClipText.from_clip(network.clip, self.text, self.vocabulary))
+
+    def exports(self) -> list[list[nn.Module]]:
+        """The text tower; nothing else of the network is needed any more."""
+        return [[ClipText.from_clip(self.network.clip, self.text, self.vocabulary)]]
 
     def _features(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         device = next(self.network.parameters()).device

@@ -90,6 +90,11 @@ class DenoiserTask(DataTask):
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         self.save(network, best)
 
+    def exports(self) -> list[list[nn.Module]]:
+        """A whole model, and the best one so far where there is a score."""
+        parts = self.network, self.model.autoencoder, self.model.text
+        return [[part for part in parts if isinstance(part, nn.Module)]] * (2 if self.scored else 1)
+
     def _latents(self, batch: Batch | Latents) -> Latents:
         if isinstance(batch, Batch):
             return self.model.encode(batch)

@@ -11,6 +11,7 @@ from shutil import disk_usage
 
 import psutil
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.training.loop import Trainer
@@ -34,7 +35,7 @@ class Plan:
     images_per_second: float
     seconds: float  # of all steps, without validating and drawing
     checkpoint: int  # bytes of one
-    disk: int  # bytes of those that are kept, of one being written, and of the exported network
+    disk: int  # bytes of those that are kept, of one being written, and of what is exported
     free_disk: int
 
     def __str__(self) -> str:
@@ -69,10 +70,10 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device:
         seconds = (time.perf_counter() - began) / TIMED  # a step reads its gradient's norm: none is still under way
     images = config.batch * config.accumulate
     parameters = [parameter for learner in trainer.learners for parameter in learner.network.parameters()]
-    exported = 2 * sum(p.numel() for p in task.network.parameters())  # in half precision
+    exported = [sum(map(_in_half, modules)) for modules in task.exports()]
     held = [value for part in trainer.tensors().values() for value in part.values()]
     state = sum(value.numel() * value.element_size() for value in held)
-    disk = (config.keep + 1) * state + 2 * exported  # while one is replaced there are two
+    disk = (config.keep + 1) * state + sum(exported) + max(exported)  # while one is replaced there are two
     check_disk(disk, out, f"{task.name}'s training", f"try a lower keep ({config.keep})")
     return Plan(
         task.name,
@@ -168,6 +169,12 @@ def _flops(trainer: Trainer, batch: object) -> int:
     for network in networks:
         network.zero_grad(set_to_none=True)
     return counter.get_total_flops()
+
+
+def _in_half(network: nn.Module) -> int:
+    """Bytes of the weights and buffers in half precision."""
+    values = network.state_dict().values()
+    return sum(value.numel() * (2 if value.is_floating_point() else value.element_size()) for value in values)
 
 
 def _there(folder: Path) -> Path:

@@ -62,9 +62,15 @@ class Task(Protocol):
         """Write ``network`` where other programs load it from, or, as the ``best`` so far, beside that."""
         ...
 
+    def exports(self) -> list[list[nn.Module]]:
+        """The modules in each folder that ``export`` writes, where their weights are in half precision."""
+        ...
+
 
 class DataTask:
     """What tasks have in common that read a data set ``train``; one overrides what it does in another way."""
+
+    network: nn.Module
 
     def __init__(self, train: Any, config: TrainConfig) -> None:
         self.train, self.config = train, config
@@ -78,6 +84,9 @@ class DataTask:
 
     def score(self, network: nn.Module) -> float | None:
         return None
+
+    def exports(self) -> list[list[nn.Module]]:
+        return [[self.network]]
 
 
 class Rival(Protocol):

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from ldm import stages
 from ldm.caching import cache_latents
 from ldm.config import load
 from ldm.data.latents import StaleCache
@@ -28,6 +29,7 @@ from ldm.steering import by_classifier, by_worse_model
 from ldm.training.checkpoint import newest, saved
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.log import read
+from ldm.training.preflight import _in_half
 
 CPU = torch.device("cpu")
 
@@ -42,6 +44,29 @@ def trained(tmp_path_factory):
     for train in (train_autoencoder, train_clip, train_ldm, train_classifier):
         train(run, CPU)
     return run
+
+
+class Caught(Exception):
+    """Holds the task that a stage would train."""
+
+
+@pytest.mark.parametrize(
+    ("train", "folders"), [(train_autoencoder, ["autoencoder"]), (train_clip, ["text"]), (train_ldm, ["model"] * 2)]
+)
+def test_a_task_tells_all_that_it_exports(trained, monkeypatch, train, folders):
+    """In bytes, as a dry run counts them; the model twice, since its best is kept too."""
+
+    def catch(task, *_):
+        raise Caught(task)
+
+    monkeypatch.setattr(stages, "_train", catch)
+    with pytest.raises(Caught) as caught:
+        train(replace(trained, train_ldm=replace(trained.train_ldm, score_every=2)), CPU)
+    task = caught.value.args[0]
+    for modules, folder in zip(task.exports(), folders, strict=True):
+        held = [read_tensors(path) for path in Path(trained.out, folder).rglob("*.safetensors")]
+        written = sum(value.numel() * value.element_size() for part in held for value in part.values())
+        assert sum(map(_in_half, modules)) == written
 
 
 def images(folder, **kwargs):
