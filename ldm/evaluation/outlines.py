@@ -41,7 +41,7 @@ class Fit(NamedTuple):
 
 
 def fit(patches: NDArray[np.float32]) -> Fit:
-    """The best shape for each patch (K, P, P), the share of each pixel that the object covers; none fits an empty one."""
+    """The best shape for each patch (K, P, P), the share of every pixel that it covers; an empty one fits none."""
     side = patches.shape[1]
     middle = np.arange(side) + 0.5
     area = patches.sum(axis=(1, 2)).clip(min=LEAST)  # (K,)
