@@ -26,7 +26,7 @@ class Run(Sampling):
     """Everything that the scripts ask; the fields of ``Sampling`` say how the finished model draws."""
 
     sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=1.0)
-    guidance: GuidanceConfig = section(GuidanceConfig, scale=2.0)
+    guidance: GuidanceConfig = section(GuidanceConfig)
     sample: SampleConfig = section(SampleConfig, steps=50)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
