@@ -31,8 +31,9 @@ def rows_of_ranks(x: Tensor) -> Tensor:
     """The rows of every process's ``x`` (N, ...), those of the first first; all have as many. Without a gradient."""
     x = x.detach()
     if distributed.is_initialized():
+        x = x.contiguous()
         parts = [torch.empty_like(x) for _ in range(distributed.get_world_size())]
-        distributed.all_gather(parts, x.contiguous())
+        distributed.all_gather(parts, x)
         x = torch.cat(parts)
     return x
 

@@ -138,3 +138,20 @@ def _one_of_two(rank: int, port: int, queue: Any, measured: Callable[[int], Any]
     queue.put((rank, measured(rank)))
     distributed.barrier()
     distributed.destroy_process_group()
+
+
+def torchrun(call: Callable[..., None], *, restarts: int) -> Callable[..., object]:
+    """``call`` in two processes under the agent of torchrun, which starts both again up to ``restarts`` times."""
+    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
+
+    config = LaunchConfig(
+        min_nodes=1,
+        max_nodes=1,
+        nproc_per_node=2,
+        rdzv_backend="c10d",
+        rdzv_endpoint="127.0.0.1:0",
+        start_method="forkserver",
+        max_restarts=restarts,
+        monitor_interval=0.1,
+    )
+    return elastic_launch(config, call)

@@ -68,8 +68,8 @@ def log_likelihood(
 
     The density is that of data with noise of ``nsr_min``, or of the schedule's least where that is more. At the
     schedule's end x is taken to be from where sampling starts, N(0, sigma^2); ``data_variance`` times alpha^2 is
-    added to it, for schedules that end with some signal left (1 for latents of unit variance).
-    The mean of the data is taken to be 0 there.
+    added to it, for schedules that end with some signal left (1 for latents of unit variance). The mean
+    of the data is taken to be 0 there.
 
     ``rtol`` and ``atol`` are those of the adaptive Runge-Kutta solver, which steps the whole batch alike. For 8-bit
     pixels scaled to [-1, 1] and dequantised, bits per dimension of a code are these + log2(127.5).

@@ -9,7 +9,7 @@ import time
 import pytest
 from conftest import TINY
 from faulty import Deadly, Wrong, fail, fill, hang_in, save, script_of_two
-from processes import FORKS, Script
+from processes import FORKS, Script, torchrun
 from soak import KINDS, soak
 
 from ldm.data.loader import batches
@@ -175,21 +175,10 @@ def test_an_error_in_a_loader_worker_is_told_without_its_traceback():
 def test_where_a_rank_fails_all_end_and_the_cause_is_shown(tmp_path):
     """Fault 20: by the agent of torchrun itself, which starts the processes here."""
     from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        start_method="forkserver",
-        max_restarts=0,
-        monitor_interval=0.1,
-    )
     began = time.monotonic()
     with pytest.raises(ChildFailedError) as caught:
-        elastic_launch(config, script_of_two)(tmp_path, {2}, fail, 1_000_000)
+        torchrun(script_of_two, restarts=0)(tmp_path, {2}, fail, 1_000_000)
     assert time.monotonic() - began < 60
     said = [(tmp_path / f"said-{rank}").read_text() for rank in (0, 1)]
     assert any("error: the third batch of this rank cannot be read" in each for each in said)

@@ -7,7 +7,7 @@ import pytest
 import torch
 from conftest import TINY
 from faulty import LineTask, NanThenDeath, nan, rank_of_two, script_of_two, steps_of, trainer
-from processes import pair
+from processes import pair, torchrun
 from sharded import compare_denoisers, end_in_nan, script
 
 from ldm.config import load
@@ -80,21 +80,9 @@ def test_a_sharded_run_goes_on_with_whole_weights_in_each_process(undisturbed, t
 
 def test_where_a_rank_is_killed_all_start_again_and_nothing_is_lost(undisturbed, tmp_path, monkeypatch):
     """Fault 20, sharded: the agent of torchrun ends the other and starts both from the newest checkpoint."""
-    from torch.distributed.launcher.api import LaunchConfig, elastic_launch
-
-    config = LaunchConfig(
-        min_nodes=1,
-        max_nodes=1,
-        nproc_per_node=2,
-        rdzv_backend="c10d",
-        rdzv_endpoint="127.0.0.1:0",
-        start_method="forkserver",
-        max_restarts=1,
-        monitor_interval=0.1,
-    )
     monkeypatch.setenv("TORCH_DISABLE_SHARE_RDZV_TCP_STORE", "1")  # docs/scaling.md says why
     began, marker = time.monotonic(), tmp_path / "killed"
-    elastic_launch(config, script_of_two)(tmp_path, {4, 6}, NanThenDeath(marker), 6, SHARED)  # in the fourth step
+    torchrun(script_of_two, restarts=1)(tmp_path, {4, 6}, NanThenDeath(marker), 6, SHARED)  # in the fourth step
     assert marker.exists() and time.monotonic() - began < 100
     said = (tmp_path / "said-0").read_text()
     assert "going on from" in said and "step-00000002" in said, said
