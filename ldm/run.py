@@ -27,31 +27,32 @@ class Run(Sampling):
 
     sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=1.0)
     guidance: GuidanceConfig = section(GuidanceConfig)
-    sample: SampleConfig = section(SampleConfig, steps=50)
+    sample: SampleConfig = section(SampleConfig, steps=30)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     decoder_only: bool = False  # the base's latents, and denoisers of them, go on being right
     data: Any = choice(DATASETS, "shapes", length=150_000)
     autoencoder: AutoencoderConfig = section(
-        AutoencoderConfig, channels=8, width=64, multipliers=[1, 2], patch=4, attention=False, norm="channel"
+        AutoencoderConfig, channels=4, width=64, multipliers=[1], patch=4, attention=False, norm="channel"
     )
-    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.5, std=0.5)
+    bottleneck: Any = choice(BOTTLENECKS, "kl", weight=0.2, std=0.5)
     reconstruction: ReconstructionConfig = section(ReconstructionConfig, l2=1.0)
     adversarial: AdversarialConfig = section(AdversarialConfig)
     robustness: RobustnessConfig = section(RobustnessConfig)
-    text: Any = choice(TEXT_ENCODERS, "clip", layers=3, vision_layers=2, vision_patch=16, layout=10.0)
+    text: Any = choice(TEXT_ENCODERS, "clip", states="words", layers=3, vision_layers=2, vision_patch=16, layout=10.0)
     denoiser: Any = choice(
         DENOISERS,
         "unet",
-        multipliers=[1, 1],
+        width=64,
+        multipliers=[1, 2, 3],
         blocks=1,
-        attention_levels=[0],
+        attention_levels=[1],
         pooled=False,
         qk_norm=True,
         scale_shift=True,
         position=True,
     )
-    schedule: Any = choice(SCHEDULES, "cosine", shift=2.0)
+    schedule: Any = choice(SCHEDULES, "cosine", shift=3.0)
     process: ProcessConfig = section(ProcessConfig)
     weight: Any = choice(WEIGHTS, "plain")  # of the training loss, by noise level
     times: Any = choice(TIMES, "uniform")  # at which a batch is trained
@@ -59,23 +60,31 @@ class Run(Sampling):
     prior: PriorConfig = section(PriorConfig)  # of the codes of a first stage that has some
     cache: CacheConfig = section(CacheConfig)
     train_autoencoder: TrainConfig = section(
-        TrainConfig, steps=12_000, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.998
+        TrainConfig,
+        steps=4_000,
+        batch=32,
+        optimizer="muon",
+        lr=4e-3,
+        decay="linear",
+        betas=[0.9, 0.95],
+        warmup=50,
+        ema=0.998,
     )
     train_clip: TrainConfig = section(
         TrainConfig, steps=600, batch=256, optimizer="muon", lr=2e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
     train_ldm: TrainConfig = section(
         TrainConfig,
-        steps=6_000,
+        steps=5_000,
         batch=64,
         optimizer="muon",
         lr=6e-3,
+        decay="linear",
         betas=[0.9, 0.95],
         warmup=100,
         ema=0.999,
         score_every=1_000,
     )
-
     train_classifier: TrainConfig = section(
         TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )

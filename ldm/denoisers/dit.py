@@ -22,7 +22,7 @@ from ldm.types import Condition
 
 @dataclass
 class DiTConfig:
-    """A diffusion transformer; the default has 12 M parameters and suits latents of 8 x 8."""
+    """A diffusion transformer; the class's own defaults have 12 M parameters and suit latents of 8 x 8."""
 
     patch: int = 1  # side of the square of latent pixels that makes one token
     width: int = 256  # channels of a token

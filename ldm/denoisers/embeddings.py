@@ -87,13 +87,18 @@ class TextEmbedding(nn.Module):
         return Prepared(keys_values, mask, pooled)
 
 
-@lru_cache(maxsize=64)
 def position_embedding(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     """Sinusoids (height * width, dim), float32, of the tokens' places: half the channels for rows, half for columns.
 
     Places are centred and scaled to a square of area 16 x 16, so that grids of other sizes and shapes interpolate; a
     16 x 16 grid has the unit spacing of Peebles & Xie 2022 (arXiv:2212.09748).
     """
+    if torch.compiler.is_compiling():  # dynamo looks through a cache, and warns that it does
+        return _places(height, width, dim, device)
+    return _kept_places(height, width, dim, device)
+
+
+def _places(height: int, width: int, dim: int, device: torch.device) -> Tensor:
     spacing = 16 / sqrt(height * width)
     rows = spacing * (torch.arange(height, device=device) - (height - 1) / 2)  # (H,)
     columns = spacing * (torch.arange(width, device=device) - (width - 1) / 2)  # (W,)
@@ -101,3 +106,6 @@ def position_embedding(height: int, width: int, dim: int, device: torch.device) 
     omega = torch.exp(-log(10_000) * torch.arange(dim // 4, device=device) / (dim // 4))  # (dim / 4,)
     angles = places[..., None] * omega  # (H, W, 2, dim / 4)
     return torch.cat([angles.sin(), angles.cos()], dim=-1).reshape(height * width, dim)  # (N, dim)
+
+
+_kept_places = lru_cache(maxsize=64)(_places)

@@ -25,7 +25,7 @@ from ldm.types import Condition
 
 @dataclass
 class UNetConfig:
-    """A U-Net with text; the default suits latents of 8 x 8."""
+    """A U-Net with text; the class's own defaults suit latents of 8 x 8."""
 
     width: int = 128  # channels of the first level
     multipliers: list[int] = field(default_factory=lambda: [1, 2])  # width of each level / width; each halves the size

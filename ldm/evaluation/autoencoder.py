@@ -18,6 +18,7 @@ from ldm.autoencoders.bottlenecks import Bottleneck, Gaussian, gaussian_kl
 from ldm.autoencoders.bottlenecks.base import Quantizer, usage
 from ldm.autoencoders.bottlenecks.fsq import FiniteScalar
 from ldm.autoencoders.bottlenecks.vq import VectorQuantizer
+from ldm.autoencoders.bottlenecks.vq2 import TwoLevels
 from ldm.data.transforms import from_bytes, to_bytes
 from ldm.evaluation.benchmark import AT_ONCE, Pictures
 from ldm.evaluation.distances import distances, features
@@ -123,10 +124,21 @@ def code_figures(bottleneck: Quantizer, encoded: Iterable[Tensor]) -> Figures:
     return {name: float(value) for name, value in usage(indices, bottleneck.num_codes).items()}
 
 
+def level_figures(bottleneck: TwoLevels, encoded: Iterable[Tensor]) -> Figures:
+    """``code_figures`` of each level, with its name after theirs."""
+    maps = zip(*(bottleneck.codes(h) for h in encoded), strict=True)
+    figures: Figures = {}
+    for name, level, parts in zip(("top", "bottom"), (bottleneck.top, bottleneck.bottom), maps, strict=True):
+        used = usage(torch.cat([part.flatten() for part in parts]), level.num_codes)
+        figures |= {f"{figure}_{name}": float(value) for figure, value in used.items()}
+    return figures
+
+
 # what a kind of bottleneck has to say of all batches of features (B, features, h, w)
 OWN_FIGURES: dict[type[Bottleneck], Callable[[Any, Iterable[Tensor]], Figures]] = {
     Gaussian: gaussian_figures,
     VectorQuantizer: code_figures,
+    TwoLevels: level_figures,
     FiniteScalar: code_figures,
 }
 

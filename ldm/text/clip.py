@@ -34,7 +34,7 @@ class ClipConfig:
     model: str = ""  # open_clip's name of a model, e.g. ViT-L-14; empty for one of the sizes below
     pretrained: str = ""  # tag of the named model's weights, e.g. openai; downloaded unless in the Hub's local cache
     weights: str = ""  # file read in place of a download; the tag, if given too, still settles the activation
-    states: str = "last"  # what the tokens are: the last block's states; penultimate, as in Stable Diffusion 2; words
+    states: str = "last"  # what the tokens are: the last or penultimate block's states, or words: last plus embeddings
     width: int = 192  # channels of the text tower
     layers: int = 4  # blocks of the text tower
     heads: int = 3  # attention heads of a text block

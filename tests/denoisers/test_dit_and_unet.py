@@ -1,4 +1,5 @@
 import re
+import warnings
 from dataclasses import replace
 from typing import Any
 
@@ -56,6 +57,16 @@ def test_output_has_the_latents_shape_and_is_zero_at_first(
     assert torch.equal(build(name, pooled_width=pooled_width, awake=False)(x, t, cond), torch.zeros_like(x))
     out = build(name, pooled_width=pooled_width)(x, t, cond)
     assert out.shape == x.shape and out.isfinite().all() and out.std() > 0
+
+
+@every_network
+def test_compiling_a_network_warns_of_nothing_and_changes_nothing(name: str) -> None:
+    net = build(name, **({"position": True} if name == "unet" else {}))
+    x, t, cond = draw()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*lru_cache.*")
+        compiled = torch.compile(net, backend="eager")(x, t, cond)
+    torch.testing.assert_close(compiled, net(x, t, cond))
 
 
 @every_network

@@ -117,6 +117,16 @@ def test_the_use_of_the_codes_is_counted_over_all_pictures(bottleneck: str, pict
     assert found["perplexity"] == pytest.approx(np.exp(-(p * np.log(p)).sum()), rel=1e-5)
 
 
+def test_the_use_of_the_codes_of_two_levels_is_counted_level_by_level(pictures: NDArray[np.uint8]) -> None:
+    network = build("vq2")
+    found = autoencoder_report(network, pictures, batch=5).bottleneck
+    with torch.no_grad():
+        maps = network.bottleneck.codes(network.encoder(tensors(pictures)))
+    for name, codes in zip(("top", "bottom"), maps, strict=True):
+        used = len(codes.unique()) / getattr(network.bottleneck, name).num_codes
+        assert found[f"usage_{name}"] == pytest.approx(used)
+
+
 def test_a_channel_at_the_prior_costs_nothing_and_is_counted_inactive(pictures: NDArray[np.uint8]) -> None:
     network = build()
     last = network.encoder[-1]

@@ -335,7 +335,7 @@ def test_a_data_set_is_checked_and_the_status_says_whether_it_is_fit(chain, tmp_
     [
         ("nowhere", "there is no folder 'nowhere'"),
         ("nowhere.tar", "no archive 'nowhere.tar'"),
-        ("data/sample --size 30", "sides must be multiples of 8"),
+        ("data/sample --size 30", "sides must be multiples of 4"),
         ("data/sample --size 0", "size 0"),
         ("data/sample --max-broken 2", "max_broken 2.0"),
         ("data/sample --ranks 0", "--ranks 0"),
@@ -483,7 +483,7 @@ def test_general_metrics_are_tables_and_what_is_missing_is_noted(chain, tmp_path
     assert status == 0, errors
     figures = json.loads((tmp_path / "report" / "report.json").read_text())
     assert figures["tables"].keys() == {"CLIP score", "Autoencoder"}
-    assert figures["tables"]["Autoencoder"]["psnr"] > 0 and len(figures["tables"]["Autoencoder"]["kl"]) == 8
+    assert figures["tables"]["Autoencoder"]["psnr"] > 0 and len(figures["tables"]["Autoencoder"]["kl"]) == 4
     assert any("FID and KID left out" in note and "--inception" in note for note in figures["notes"])
     page = (tmp_path / "report" / "report.html").read_text()
     assert "clip_score of shuffled captions" in page and "--inception" in page

@@ -60,7 +60,7 @@ def vq(made):
 def test_a_saved_prior_draws_pictures_that_do_not_depend_on_their_batch(trained):
     autoencoder, _ = load_autoencoder(Path(trained.out, "autoencoder"))
     prior = load_prior(Path(trained.out, "prior"), autoencoder)
-    sizes = [(4, 4), (8, 8)][-len(prior.levels) :]
+    sizes = [(8, 8), (16, 16)][-len(prior.levels) :]
     drawn = decode_codes(autoencoder, prior.draw(sizes, [3, 4]))
     assert drawn.shape == (2, 3, 64, 64) and drawn.abs().max() <= 1
     alone = decode_codes(autoencoder, prior.draw(sizes, [4]))
@@ -72,7 +72,7 @@ def test_training_logs_bits_a_code_and_draws(trained):
     (last,) = [line for line in read(folder / "log.jsonl") if line["step"] == 4 and "val_bits" in line]
     levels = [last[f"val_bits_{name}"] for name in ("top", "bottom") if f"val_bits_{name}" in last]
     assert len(levels) == (2 if trained.bottleneck.__class__.__name__ == "VQ2Config" else 0)
-    if levels:  # 16 codes above, 64 below
+    if levels:  # 64 codes above, 256 below
         assert last["val_bits"] == pytest.approx((levels[0] + 4 * levels[1]) / 5)
     assert 0 < last["val_bits"] < 4.5 and 0 <= last["val_bits_blind"] <= 4
     assert (folder / "samples" / "00000004.png").stat().st_size > 0

@@ -1,0 +1,134 @@
+"""First stages of every kind side by side: a Markdown table, and one picture of what comes back from each.
+
+    python benchmarks/first_stages.py --picture first_stages.png
+    python benchmarks/first_stages.py configs/first_stages/kl.yaml configs/first_stages/vq.yaml --denoiser 1500
+
+Each configuration is trained, if its run is not at its end already, and looked at with the same pictures, true ones of
+the exact benchmark's prompts. With --denoiser the shapes run's own denoiser is trained on each first stage, too, for so
+many steps, and scored; the text encoder is the run's own or the shipped one.
+
+Legend: N pictures, S side.
+"""
+
+import argparse
+import shutil
+from dataclasses import replace
+from math import log2, prod
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from ldm.autoencoders import Autoencoder
+from ldm.autoencoders.codes import books, map_sizes
+from ldm.cli import device_of, one_line_errors
+from ldm.config import load
+from ldm.data.transforms import from_bytes
+from ldm.evaluation.autoencoder import AutoencoderReport, autoencoder_report
+from ldm.evaluation.benchmark import Pictures, drawn_by, mark, through, true_pictures
+from ldm.evaluation.prompts import TRAINING_SEED, Prompt, prompt_set
+from ldm.evaluation.score import Score
+from ldm.folders import load_autoencoder, load_model
+from ldm.pictures import grid
+from ldm.run import Run
+from ldm.stages import train_autoencoder, train_ldm
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "first_stages"
+COLUMNS = (
+    "model",
+    "latent",
+    "compression",
+    "parameters",
+    "PSNR",
+    "SSIM",
+    "read right",
+    "pictures encoded, decoded a second",
+    "KL, or use of the codes",
+)
+SHOWN = 10  # pictures
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("configs", type=Path, nargs="*", metavar="FILE", help="all of configs/first_stages if left out")
+    parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="laid over every configuration")
+    parser.add_argument("--denoiser", type=int, default=0, metavar="STEPS", help="train one on each, and score it")
+    parser.add_argument("--prompts-per-category", type=int, default=50, metavar="N", help="50 if left out")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="originals, and a row of reconstructions for each")
+    args = parser.parse_args()
+    if any(override.startswith("out=") for override in args.set):
+        raise ValueError("--set out=... would train every configuration in one folder; leave it out")
+    prompts = prompt_set(args.prompts_per_category, TRAINING_SEED)
+    columns = [*COLUMNS, *(["score of a denoiser"] if args.denoiser else [])]
+    print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
+    sheet: list[Pictures] = []
+    for path in args.configs or sorted(CONFIGS.glob("*.yaml")):
+        run = load(Run, path, args.set)
+        pictures = true_pictures(prompts, run.data.size)
+        autoencoder, _ = load_autoencoder(train_autoencoder(run, device_of()), device_of())
+        cells = [path.stem, *row(autoencoder, pictures, prompts)]
+        if args.denoiser:
+            cells.append(percent(score_of_denoiser(run, args.denoiser, prompts)))
+        print(f"| {' | '.join(cells)} |", flush=True)
+        shown = pictures[:: -(-len(pictures) // SHOWN)]  # of all categories
+        sheet += [through(autoencoder, shown)] if sheet else [shown, through(autoencoder, shown)]
+    if args.picture is not None:
+        images = from_bytes(torch.from_numpy(np.concatenate(sheet)).permute(0, 3, 1, 2))  # (N, 3, S, S)
+        grid(images, columns=len(sheet[0]), path=args.picture)
+
+
+def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt]) -> list[str]:
+    """The cells but for the name and the denoiser's, by ``pictures`` (N, S, S, 3) in which ``prompts`` are true."""
+    report, size = autoencoder_report(autoencoder, pictures), pictures.shape[1]
+    side = size // autoencoder.factor
+    return [
+        f"{side} x {side} x {autoencoder.channels}",
+        compression(autoencoder, size),
+        f"{sum(weight.numel() for weight in autoencoder.parameters()) / 1e6:.2f} M",
+        f"{report.psnr:.1f} dB",
+        f"{report.ssim:.3f}",
+        percent(mark(prompts, through(autoencoder, pictures)).score),
+        f"{1 / report.encode_seconds:.0f}, {1 / report.decode_seconds:.0f}",
+        said_by_latents(report),
+    ]
+
+
+def score_of_denoiser(run: Run, steps: int, prompts: list[Prompt]) -> Score:
+    """That of a denoiser trained for ``steps`` on the first stage of ``run``, in a folder of that number beside it."""
+    out = Path(run.out) / f"denoiser-{steps}"
+    if not (out / "autoencoder").exists():
+        shutil.copytree(Path(run.out) / "autoencoder", out / "autoencoder")
+    asked = replace(run, out=str(out), train_ldm=replace(run.train_ldm, steps=steps, score_every=0))
+    model = load_model(train_ldm(asked, device_of()), device_of())
+    return mark(prompts, drawn_by(model, prompts)).score
+
+
+def compression(autoencoder: Autoencoder, size: int) -> str:
+    """How many times fewer bits (of codes) or numbers (of other latents) than a picture of ``size`` has."""
+    side, values = size // autoencoder.factor, 3 * size**2
+    if levels := books(autoencoder.bottleneck):
+        sizes = map_sizes(autoencoder.bottleneck, side, side)
+        bits = sum(prod(places) * log2(book.num_codes) for places, book in zip(sizes, levels, strict=True))
+        return f"{bits:.0f} bits, {8 * values / bits:.0f} times fewer"
+    numbers = autoencoder.channels * side**2
+    return f"{numbers} numbers, {values / numbers:.0f} times fewer"
+
+
+def said_by_latents(report: AutoencoderReport) -> str:
+    """The KL, or of each level the codes' perplexity and how many of them are used; empty where there is neither."""
+    own = report.bottleneck
+    if "kl_sum" in own:
+        return f"{own['kl_sum']:.0f} nats"
+    levels = [name.removeprefix("perplexity") for name in own if name.startswith("perplexity")]
+    used = [f"perplexity {own[f'perplexity{at}']:.0f}, {100 * own[f'usage{at}']:.0f} % used" for at in levels]
+    return "; ".join(used)
+
+
+def percent(score: Score) -> str:
+    low, high = score.overall.interval
+    return f"{100 * score.overall.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
+
+
+if __name__ == "__main__":
+    with one_line_errors():
+        main()

@@ -1,0 +1,60 @@
+"""benchmarks/first_stages.py: a row for each first stage, and what it says of compression."""
+
+import sys
+
+import pytest
+from conftest import TINY
+from PIL import Image
+
+from benchmarks import first_stages
+from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
+
+SMALL = [override for override in TINY if not override.startswith("text.")]  # the shipped text encoder serves
+
+
+@pytest.fixture
+def table(tmp_path, monkeypatch, capsys):
+    """Calls the script for runs of these bottlenecks; gives the lines, a list of cells each, the head first."""
+
+    def call(*bottlenecks, options=()):
+        files = [tmp_path / f"{name}.yaml" for name in bottlenecks]
+        for name, file in zip(bottlenecks, files, strict=True):
+            file.write_text(f"out: {tmp_path / name}\nbottleneck: {{name: {name}}}\n")
+        few = ("--prompts-per-category", "1")
+        monkeypatch.setattr(sys, "argv", ["first_stages.py", *map(str, files), *few, *options, "--set", *SMALL])
+        first_stages.main()
+        lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
+        return [line.strip("| ").split(" | ") for line in lines]
+
+    return call
+
+
+def test_each_first_stage_is_trained_looked_at_and_given_to_a_denoiser(table, tmp_path):
+    picture = tmp_path / "all.png"
+    head, _, *rows = table("kl", "vq2", options=("--denoiser", "2", "--picture", str(picture)))
+    assert [row[0] for row in rows] == ["kl", "vq2"]
+    assert {len(row) for row in rows} == {len(head)}
+    assert "nats" in rows[0][-2] and rows[1][-2].count("perplexity") == 2
+    with Image.open(picture) as shown:
+        assert shown.size == (10 * 66 + 2, 3 * 66 + 2)  # the originals, and a row for each
+    assert (tmp_path / "kl" / "denoiser-2" / "model").is_dir()
+
+
+def test_one_folder_for_all_is_refused(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["first_stages.py", "--set", "out=runs/one"])
+    with pytest.raises(ValueError, match="--set out="):
+        first_stages.main()
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "says"),
+    [
+        ("kl", {}, "64 numbers, 48 times fewer"),
+        ("vq", {"codes": 1024}, "160 bits, 154 times fewer"),  # 4 x 4 positions of 10 bits
+        ("vq2", {"codes": 1024}, "200 bits, 123 times fewer"),  # and 2 x 2 more above them
+        ("fsq", {"levels": [8, 5, 5, 5]}, "159 bits, 154 times fewer"),  # 16 log2(1,000)
+    ],
+)
+def test_compression_counts_bits_where_there_are_codes(name, options, says):
+    config = AutoencoderConfig(channels=4, width=8, multipliers=[1, 1], blocks=1, patch=4, norm="channel")
+    assert first_stages.compression(config.build(BOTTLENECKS[name](**options).build(4)), 32) == says
