@@ -86,7 +86,7 @@ def test_a_model_whose_configuration_would_run_code_is_refused_and_nothing_runs(
 def test_an_autoencoder_that_does_not_fit_the_denoiser_is_refused(model, tmp_path):
     """Fault 9: sizes that parts dictate to one another are read off the parts, and weights are loaded strictly."""
     config = model / "autoencoder" / "config.yaml"
-    config.write_text(config.read_text().replace("  channels: 8\n", "  channels: 4\n", 1))
+    config.write_text(config.read_text().replace("  channels: 4\n", "  channels: 8\n", 1))
     hash_again(model / "autoencoder", "config.yaml")
     hash_again(model, "autoencoder/config.yaml")
     hash_again(model, "autoencoder/manifest.json")
