@@ -11,7 +11,6 @@ Legend: N pictures, S side.
 """
 
 import argparse
-import shutil
 from dataclasses import replace
 from math import log2, prod
 from pathlib import Path
@@ -96,8 +95,9 @@ def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt]) -> 
 def score_of_denoiser(run: Run, steps: int, prompts: list[Prompt]) -> Score:
     """That of a denoiser trained for ``steps`` on the first stage of ``run``, in a folder of that number beside it."""
     out = Path(run.out) / f"denoiser-{steps}"
-    if not (out / "autoencoder").exists():
-        shutil.copytree(Path(run.out) / "autoencoder", out / "autoencoder")
+    out.mkdir(exist_ok=True)
+    if not (out / "autoencoder").exists():  # a link, so that one that is trained anew is not passed over
+        (out / "autoencoder").symlink_to((Path(run.out) / "autoencoder").resolve(), target_is_directory=True)
     asked = replace(run, out=str(out), train_ldm=replace(run.train_ldm, steps=steps, score_every=0))
     model = load_model(train_ldm(asked, device_of()), device_of())
     return mark(prompts, drawn_by(model, prompts)).score
