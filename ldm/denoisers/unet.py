@@ -167,6 +167,7 @@ class Stage(nn.Module):
         if not len(self.transformers):
             return x
         tokens = rearrange(self.project_in(self.norm(x)), "b c h w -> b (h w) c")  # (B, N, D)
+        tokens = tokens.contiguous()  # from transposed ones torch 2.14 compiles wrong gradients of the norms on a CPU
         for block in self.transformers:
             tokens = self._call(block, tokens, *next(keys_values), mask)  # (B, N, D)
         return x + self.project_out(rearrange(tokens, "b (h w) c -> b c h w", h=x.shape[2]))  # (B, D, H, W)

@@ -60,6 +60,8 @@ class DenoiserTask(DataTask):
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
         cond = drop_text(cond, self.null, self.text_dropout, generator)
+        if self.config.compile:  # anew for every length that it sees
+            cond = cond.pad(self.model.text.context_length)
         return self.objective(network, latent, cond, generator).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:

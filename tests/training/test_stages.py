@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,19 @@ def trained(tmp_path_factory):
     return run
 
 
-class Caught(Exception):
-    """Holds the task that a stage would train."""
+def task_of(train, run, monkeypatch):
+    """The task that ``train`` would train."""
+
+    class Caught(Exception):
+        pass
+
+    def catch(task, *_):
+        raise Caught(task)
+
+    monkeypatch.setattr(stages, "_train", catch)
+    with pytest.raises(Caught) as caught:
+        train(run, CPU)
+    return caught.value.args[0]
 
 
 @pytest.mark.parametrize(
@@ -56,13 +68,8 @@ class Caught(Exception):
 def test_a_task_tells_all_that_it_exports(trained, monkeypatch, train, folders):
     """In bytes, as a dry run counts them; the model twice, since its best is kept too."""
 
-    def catch(task, *_):
-        raise Caught(task)
-
-    monkeypatch.setattr(stages, "_train", catch)
-    with pytest.raises(Caught) as caught:
-        train(replace(trained, train_ldm=replace(trained.train_ldm, score_every=2)), CPU)
-    task = caught.value.args[0]
+    run = replace(trained, train_ldm=replace(trained.train_ldm, score_every=2))
+    task = task_of(train, run, monkeypatch)
     for modules, folder in zip(task.exports(), folders, strict=True):
         held = [read_tensors(path) for path in Path(trained.out, folder).rglob("*.safetensors")]
         written = sum(value.numel() * value.element_size() for part in held for value in part.values())
@@ -225,6 +232,22 @@ def test_a_cache_of_another_data_set_text_encoder_or_autoencoder_is_refused(trai
     autoencoder.mean += 1
     with pytest.raises(StaleCache, match="autoencoder"):
         cache_latents(run, autoencoder, text, run.data.build("train"))
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_compiled_network_sees_captions_of_one_length_only(trained, monkeypatch, compiled):
+    """For any other it would be compiled anew, which takes minutes."""
+    task = task_of(train_ldm, replace(trained, train_ldm=replace(trained.train_ldm, compile=compiled)), monkeypatch)
+    lengths = []
+
+    def network(x, t, cond):
+        lengths.append(cond.tokens.shape[1])
+        return task.network(x, t, cond)
+
+    for seed, batch in enumerate(islice(task.batches(0, 0, 1), 3)):
+        task.loss(network, batch, seed, 0)
+    longest = task.model.text.context_length
+    assert len(lengths) == 3 and all((length == longest) is compiled for length in lengths)
 
 
 def test_training_without_a_cache_works_too(shipped_stages, tmp_path):
