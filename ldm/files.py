@@ -12,7 +12,7 @@ from contextlib import contextmanager, suppress
 from errno import EDQUOT, EFBIG, ENOSPC
 from glob import escape
 from hashlib import sha256
-from pathlib import Path
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from tempfile import TemporaryFile
 
 import torch
@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 FULL = (ENOSPC, EDQUOT, EFBIG)  # no room left, in three words
 PROBE = 1 << 16  # bytes that a folder must take to count as one that can be written to
 
@@ -110,20 +111,32 @@ def check_folder(folder: Path) -> None:
     """Compare every file that the manifest of ``folder`` names with its hash there.
 
     Raises:
-        BrokenFile: a file is missing or its hash is another.
+        BrokenFile: a file is missing, its hash is another, or there is a pickle.
     """
     settled(folder)
-    try:
-        hashes = dict(json.loads((folder / MANIFEST).read_text()))
-    except (OSError, ValueError, TypeError) as error:
-        raise BrokenFile(
-            f"{folder / MANIFEST} is missing or unreadable: not a complete folder of this program"
-        ) from error
-    for name, wanted in hashes.items():
+    for path in folder.rglob("*"):
+        if path.suffix in PICKLES:
+            raise BrokenFile(f"{path} may be a pickle, which can run code; delete it: weights here are safetensors")
+    for name, wanted in _hashes(folder).items():
         if not (folder / name).is_file():
             raise BrokenFile(f"{folder / name} is missing; copy the whole folder")
         if _hash(folder / name) != wanted:
             raise BrokenFile(f"{folder / name} does not have the hash in {MANIFEST}: it is damaged or was altered")
+
+
+def _hashes(folder: Path) -> dict[str, str]:
+    """The manifest of ``folder``: hashes by the names of files within it; BrokenFile where it is anything else."""
+    try:
+        hashes = json.loads((folder / MANIFEST).read_text())
+        if not (isinstance(hashes, dict) and hashes and all(isinstance(wanted, str) for wanted in hashes.values())):
+            raise ValueError("it names no files and their hashes")
+        for name in hashes:
+            if PurePosixPath(name).is_absolute() or PureWindowsPath(name).anchor or ".." in Path(name).parts:
+                raise ValueError(f"'{name}' is not in the folder")
+    except (OSError, ValueError, RecursionError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise BrokenFile(f"{folder / MANIFEST} is missing or unreadable ({reason}); copy the whole folder") from error
+    return hashes
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import torch
-from accelerate import PartialState
 from torch import nn
 
 from ldm.autoencoders import Autoencoder
@@ -47,6 +46,7 @@ from ldm.training.checkpoint import saved
 from ldm.training.classifier import ClassifierTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
+from ldm.training.engine import processes
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import preflight
@@ -107,7 +107,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     if start.scratch and cache_pays(run, train_data):
         train_data = cache_a_few(run, autoencoder, text, train_data, start.scratch)
     elif cache_pays(run, train_data):
-        with PartialState(cpu=device.type == "cpu").main_process_first():  # one process writes, the others read
+        with processes(device).main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
     process = run.process.build(run.schedule.build())

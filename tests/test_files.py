@@ -88,6 +88,19 @@ def test_a_damaged_folder_is_refused_and_the_file_named(tmp_path, damage):
 
 
 @pytest.mark.parametrize(
+    "manifest",
+    ["{}", "[]", '[["a.txt", "x"]]', '{"a.txt": 1}', '{"../out.txt": "x"}', '{"/etc/hostname": "x"}', 9_999 * "["],
+)
+def test_a_manifest_that_is_no_list_of_hashes_of_files_in_the_folder_is_refused(tmp_path, manifest):
+    """Fault 7: by one line, and nothing outside the folder is read."""
+    fill(tmp_path / "model")
+    (tmp_path / "out.txt").mkdir()
+    (tmp_path / "model" / "manifest.json").write_text(manifest)
+    with pytest.raises(BrokenFile, match="manifest.json is missing or unreadable"):
+        check_folder(tmp_path / "model")
+
+
+@pytest.mark.parametrize(
     "content",
     [b"", b"<!doctype html>", b"version https://git-lfs.github.com/spec/v1\n", b"\x80\x04cos\nsystem\n", None],
 )

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from ldm.data.loader import first_batches
 from ldm.pictures import grid
+from ldm.ranks import mean_over_ranks
 from ldm.text.clip import ClipConfig, ClipText
-from ldm.text.layout import TrainedClip, layout_loss
+from ldm.text.layout import OverAll, TrainedClip, layout_loss
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
 from ldm.training.task import DataTask, Loss
@@ -42,7 +43,8 @@ class ClipTask(DataTask):
         super().__init__(train, config)
         self.network = TrainedClip(text, size, vocabulary)
         self.text, self.vocabulary, self.save = text, vocabulary, save
-        self.contrastive = ClipLoss()
+        # the mean over the processes of what each compares with all is what one compares, and so its gradient
+        self.contrastive = ClipLoss(local_loss=True, gather_with_grad=True)
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
 
     def batches(self, start: int, rank: int, world: int) -> Iterator[Batch]:
@@ -52,7 +54,7 @@ class ClipTask(DataTask):
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         with torch.no_grad():
             self.network.clip.logit_scale.clamp_(max=MAX_LOGIT_SCALE)
-        figures = self._figures(network, batch, self.contrastive)
+        figures = self._figures(network, batch, self.contrastive, mean_over_ranks)
         return figures.pop("loss"), figures
 
     def validate(self, network: nn.Module) -> dict[str, float]:
@@ -81,12 +83,14 @@ class ClipTask(DataTask):
         rows, _ = self.vocabulary.tokenize(batch.captions, self.text.context_length)  # (B, L)
         return network(batch.image.to(device), rows.to(device))  # (B, P), (B, P), (), (B, 3, S, S) or None
 
-    def _figures(self, network: nn.Module, batch: Batch, contrastive: nn.Module) -> dict[str, Tensor]:
+    def _figures(
+        self, network: nn.Module, batch: Batch, contrastive: nn.Module, over_all: OverAll = torch.clone
+    ) -> dict[str, Tensor]:
         """The loss, the share of the images that find their caption, and the layout's error where there is one."""
         image, text, scale, drawn = self._features(network, batch)
         found = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
         figures = {"loss": contrastive(image, text, scale), "accuracy": found.float().mean()}
         if drawn is not None:
-            figures["layout"] = layout_loss(drawn, batch.image.to(drawn.device))
+            figures["layout"] = layout_loss(drawn, batch.image.to(drawn.device), over_all)
             figures["loss"] = figures["loss"] + self.text.layout * figures["layout"]
         return figures

@@ -1,13 +1,21 @@
 """Accelerate as the loop uses it: device, precision, processes and trackers."""
 
 import sys
+from datetime import timedelta
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, PartialState
 from torch import Tensor
 
 from ldm.training.optim import TrainConfig, resolve_precision
+
+WAIT = timedelta(hours=12)  # the longest that processes wait for one, as while it fills a cache; torch's is 10 minutes
+
+
+def processes(device: torch.device) -> PartialState:
+    """Those that train together; the first call joins them, and no earlier one of accelerate's own may."""
+    return PartialState(cpu=device.type == "cpu", timeout=WAIT)
 
 
 def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
@@ -15,6 +23,7 @@ def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Acce
     if device.index is not None:
         torch.cuda.set_device(device)
     precision = resolve_precision(config.precision, device)
+    processes(device)
     made = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,

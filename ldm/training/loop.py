@@ -106,7 +106,7 @@ class Trainer:
                 self._look(signals, bar, last)
                 stop = any_rank(self.accelerator, signals.caught)
                 if self.step % config.save_every == 0 or last or stop:
-                    self._save()
+                    self._save(in_haste=bool(stop) and not last)
                 if stop and not last:
                     bar.close()
                     if self.main:
@@ -200,15 +200,23 @@ class Trainer:
             tensors["learned"] = learned
         return tensors
 
-    def _save(self) -> None:
+    def _save(self, *, in_haste: bool) -> None:
+        """Write a checkpoint and export, in this order where it is ``in_haste``: what comes second may be cut off.
+
+        Else what is exported comes first, since a finished run that is started again exports no more.
+        """
         network, cpu = self._averaged(), torch.device("cpu")
         tensors = {name: gathered(part, cpu, keep=self.main) for name, part in self.tensors().items()}
         if self.main:
             facts = {"config": self.described, "torch": torch.__version__, "conditions": self.conditions}
             for learner in self.learners:
                 facts |= learner.facts()
-            quietly(network, self.task.export)  # first: a finished run that is started again exports no more
-            checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep)
+            acts = [
+                partial(quietly, network, self.task.export),
+                partial(checkpoint.save_state, self.folder / "state", self.step, tensors, facts, self.config.keep),
+            ]
+            for act in reversed(acts) if in_haste else acts:
+                act()
         self.accelerator.wait_for_everyone()
 
     def _resume(self) -> int:

@@ -9,17 +9,18 @@ import warnings
 from copy import deepcopy
 
 import torch
-from accelerate import PartialState
 from torch import Tensor, nn
 from torch.distributed import broadcast
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 from torch.distributed.tensor import DTensor, distribute_tensor
 
+from ldm.training.engine import processes
+
 
 def check_processes(device: torch.device) -> None:
     """Raise ValueError where this process is alone, so that there is none to share weights with."""
-    if PartialState(cpu=device.type == "cpu").num_processes == 1:
+    if processes(device).num_processes == 1:
         raise ValueError(
             "shard=true shares weights among processes and here is 1; start them with torchrun "
             "--nproc-per-node N, or set shard=false"
@@ -34,7 +35,7 @@ def shard(network: nn.Module, device: torch.device) -> None:
     for value in (*network.parameters(), *network.buffers()):
         broadcast(value.detach(), src=0)
     warnings.filterwarnings("ignore", "FSDP2-wrapped module .* returned a view")  # no loss writes into what it is given
-    mesh = init_device_mesh(device.type, (PartialState().num_processes,))
+    mesh = init_device_mesh(device.type, (processes(device).num_processes,))
     for module in (*blocks_of(network), network):
         fully_shard(module, mesh=mesh)
 

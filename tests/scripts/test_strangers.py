@@ -65,6 +65,14 @@ def test_a_model_with_a_pickle_for_weights_is_refused_and_nothing_runs(model, tm
     assert not (tmp_path / "touched").exists()
 
 
+@pytest.mark.parametrize("name", ["denoiser.pt", "text/pytorch_model.bin"])
+def test_a_model_that_carries_a_pickle_beside_its_weights_is_refused(model, tmp_path, name):
+    """Fault 5."""
+    (model / name).write_bytes(pickle.dumps(Touch(tmp_path / "touched")))
+    assert f"{name} may be a pickle" in refused(model, tmp_path)
+    assert not (tmp_path / "touched").exists()
+
+
 @pytest.mark.parametrize(
     ("line", "says"),
     [

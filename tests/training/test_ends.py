@@ -5,17 +5,20 @@ import shutil
 import signal
 import sys
 import time
+from contextlib import nullcontext
 
 import pytest
 from conftest import TINY
-from faulty import Deadly, Wrong, fail, fill, hang_in, save, script_of_two
+from faulty import Deadly, LineTask, Wrong, fail, fill, hang_in, save, script_of_two, trainer
 from processes import FORKS, Script, torchrun
 from soak import KINDS, soak
 
 from ldm.data.loader import batches
 from ldm.files import check_folder, settled
+from ldm.training import checkpoint
 from ldm.training.checkpoint import newest, saved
 from ldm.training.log import read
+from ldm.training.loop import Stopped
 from ldm.training.signals import Signals
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals, and no forks")
@@ -96,6 +99,27 @@ def test_a_full_disk_is_told_in_one_line_and_the_checkpoint_before_is_kept(tmp_p
         status, said = script.ended()
     assert status == 0 and f"warning: checkpoint {kept} is passed over" in said, said
     assert "going on from" in said and "step-00000002" in said
+
+
+@pytest.mark.parametrize("stops", [True, False])
+def test_a_run_that_is_asked_to_stop_saves_its_state_before_it_exports(tmp_path, monkeypatch, stops):
+    """Fault 18: exporting may take longer than there is; a run that has come to its end exports first."""
+    task, order = LineTask(), []
+    save_state, loss = checkpoint.save_state, task.loss
+    monkeypatch.setattr(checkpoint, "save_state", lambda *given: (order.append("state"), save_state(*given)))
+    monkeypatch.setattr(task, "export", lambda network, best=False: order.append("export"))
+
+    def asked(network, batch, seed, step):
+        if stops and step == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return loss(network, batch, seed, step)
+
+    monkeypatch.setattr(task, "loss", asked)
+    made = trainer(tmp_path, task, save_every=100)
+    with pytest.raises(Stopped) if stops else nullcontext():
+        made.run()
+    assert order == (["state", "export"] if stops else ["export", "state"])
+    assert made.step == (3 if stops else 6)
 
 
 def asked_to_stop(script, number):

@@ -1,4 +1,4 @@
-"""Two processes learn what one learns from their whole batch, whatever first stage they train."""
+"""Two processes learn what one learns from their whole batch, whatever first stage or text encoder they train."""
 
 from dataclasses import replace
 
@@ -9,8 +9,11 @@ from processes import of_two
 
 from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
 from ldm.data.shapes import ShapesConfig
+from ldm.text.clip import ClipConfig
+from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
+from ldm.training.clip import ClipTask
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 
@@ -58,6 +61,16 @@ def trainer(folder, batch, bottleneck, settings, *, contractive=0.0, adversary=F
     return Trainer(task, train, folder, **given)
 
 
+def clip_trainer(folder, batch):
+    torch.manual_seed(0)
+    tower = {"width": 8, "layers": 1, "heads": 2, "embed_dim": 8}
+    vision = {"vision_width": 8, "vision_layers": 1, "vision_heads": 2, "vision_patch": 8}
+    train, data = replace(TRAIN, batch=batch, clip=0.0), (DATA.build("train"), DATA.build("val"))
+    text = ClipConfig(layout=1.0, **tower, **vision)
+    task = ClipTask(text, Vocabulary.of(data[0].captions(16)), 16, *data, train, lambda net: None)
+    return Trainer(task, train, folder, described="", made_from={}, device=torch.device("cpu"))
+
+
 def learned(made):
     """All weights and buffers of all networks after each of three steps, as lists."""
     batches = made.task.batches(0, made.accelerator.process_index, made.accelerator.num_processes)
@@ -69,10 +82,10 @@ def learned(made):
     return steps
 
 
-def assert_two_are_one(folder, *given, **options):
-    found = of_two(lambda rank: learned(trainer(folder / f"{rank}", 4, *given, **options)))
+def assert_two_are_one(folder, *given, make=trainer, **options):
+    found = of_two(lambda rank: learned(make(folder / f"{rank}", 4, *given, **options)))
     assert found[0] == found[1]
-    alone = learned(trainer(folder / "alone", 8, *given, **options))
+    alone = learned(make(folder / "alone", 8, *given, **options))
     for ours, theirs in zip(found[0], alone, strict=True):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
@@ -92,3 +105,8 @@ def test_two_processes_learn_it_against_a_discriminator_too(tmp_path, case):
 
 def test_two_processes_learn_it_with_a_price_on_the_encoders_sensitivity_too(tmp_path):
     assert_two_are_one(tmp_path, *CASES["identity"], contractive=0.1)
+
+
+def test_two_processes_learn_it_of_a_text_encoder_too(tmp_path):
+    """Each picture is compared with the captions of both."""
+    assert_two_are_one(tmp_path, make=clip_trainer)
