@@ -51,7 +51,7 @@ def add_sampling(parser: Any) -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting of sampler, grid and guidance: grid=karras guidance.interval=[0.2,0.8]",
+        help="any setting of sampler, grid and guidance: grid=karras 'guidance.interval=[0.2,0.8]'",
     )
     parser.add_argument("--device", default="", help=DEVICE_HELP)
     parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; fp32 if left out")

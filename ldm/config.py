@@ -152,7 +152,7 @@ def _overridden(given: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 
 def _override(given: dict[str, Any], text: str) -> None:
-    """Merge one ``section.key=value`` into ``given``; a section given by its name alone replaces the section."""
+    """Merge one ``section.key=value`` into ``given``; another name than a section has replaces it with its keys."""
     key, equals, _ = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{text}' is not an override; write key=value, e.g. train_ldm.steps=1000")
@@ -161,10 +161,12 @@ def _override(given: dict[str, Any], text: str) -> None:
         value = OmegaConf.to_container(OmegaConf.from_dotlist([f"value={text.partition('=')[2]}"]))["value"]  # type: ignore[index, call-overload]
     except Exception as error:
         raise ConfigError(f"'{text}': the value is not readable as YAML") from error
+    node = given.get(parts[0], {})
     if len(parts) == 1 or parts[1] == "name":
-        given[parts[0]] = {"name": value} if len(parts) > 1 else value
+        if not (isinstance(node, dict) and "name" in node and node["name"] == value):
+            given[parts[0]] = {"name": value} if len(parts) > 1 else value
         return
-    node = given.setdefault(parts[0], {})
+    given[parts[0]] = node
     if isinstance(node, str):
         node = given[parts[0]] = {"name": node}
     if not isinstance(node, dict):

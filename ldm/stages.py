@@ -15,6 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import torch
+from accelerate.utils import broadcast_object_list
 from torch import nn
 
 from ldm.autoencoders import Autoencoder
@@ -86,7 +87,8 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     config, folder = run.train_clip, Path(run.out) / "text"
     torch.manual_seed(config.seed)
     data = run.data.build("train"), run.data.build("val")
-    vocabulary = Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))
+    processes(device)
+    [vocabulary] = broadcast_object_list([Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))])  # streams differ
     print(f"a vocabulary of {len(vocabulary)} tokens")
     task = ClipTask(run.text, vocabulary, run.data.size, *data, config, lambda text: save_text(text, folder))
     _train(task, config, run, device, {}, start)
@@ -165,7 +167,11 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     num_codes(run.bottleneck.build(run.autoencoder.channels))  # refused before one is looked for
     run, autoencoder = frozen_autoencoder(run, device)
     network = run.prior.build(num_codes(autoencoder.bottleneck))
-    train = codes_of(autoencoder, run.data.build("train"), run.prior.pictures, config)
+    pictures = run.prior.pictures
+    if start.scratch:
+        print(f"a run would first take the codes of {pictures} pictures, which is not in the time below")
+        pictures = min(pictures, config.batch * config.accumulate)
+    train = codes_of(autoencoder, run.data.build("train"), pictures, config)
     val = codes_of(autoencoder, run.data.build("val"), config.validate_samples, config)
     made_from = {"autoencoder": fingerprint(autoencoder), "number of pictures": str(run.prior.pictures)}
 

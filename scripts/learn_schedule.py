@@ -1,7 +1,7 @@
 """Learn the noise schedule at which every time of a trained model's variational bound counts alike.
 
     python scripts/learn_schedule.py runs/shapes/model
-    python scripts/train_ldm.py schedule=listed schedule.gamma=[...]
+    python scripts/train_ldm.py schedule=listed "schedule.gamma=[...]"
 
 The bound depends on the schedule's ends alone; what lies between is chosen for the least variance of the loss over
 times (Kingma et al. 2021, arXiv:2107.00630, App. I). The size of the loss at each log SNR is measured on held-out

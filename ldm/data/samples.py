@@ -17,7 +17,7 @@ from ldm.types import Key, Sample
 class SplitOptions(ImageOptions):
     """Those options for a set whose samples are known by name before they are read."""
 
-    val_share: float = 0.02  # share of the samples held out for validation; 0 holds out none
+    val_share: float = 0.02  # share of the samples held out for validation; 0, none, is not for training
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -67,12 +67,15 @@ def langevin(x: Tensor, gradient: Tensor, size: Tensor | float, draw: Tensor) ->
 def back(x: Tensor, x0: Tensor, now: Level, to: Level, schedule: Schedule, noise: Noise) -> Tensor:
     """``x`` at ``to`` by dx = (f x - g^2 score) dt + g dw (Song et al. 2021, arXiv:2011.13456, eq. 6), t falling.
 
-    A step from no signal, where f is infinite, or to no noise, where the score is, is ``move``.
+    A step from no signal, where f is infinite, or to no noise, where the score is, is ``move``; so is one too long for
+    Euler's rule, across which f x would be longer than x, as from the cosine table's end.
     """
     if now.alpha == 0 or to.sigma == 0:
         return move(x, x0, now, to)
     f, g2 = drift_and_diffusion(schedule, float(now.t))
     dt = now.t - to.t
+    if abs(f) * dt > 1:
+        return move(x, x0, now, to)
     return x - (f * x - g2 * score(x, x0, now)) * dt + sqrt(g2 * dt) * noise()
 
 

@@ -48,11 +48,11 @@ class Looks:
         score = quietly(network, self.task.score)
         if score is None:
             return
+        if score >= self.best:  # of equal scores the later: while all are 0 the first model is the worst
+            quietly(network, partial(self.task.export, best=True))  # before the log, which a next start believes
+            self.best = score
         self.write({"score": score})
         tell(f"{self.task.name} step {step}: score {score:.3f}")
-        if score >= self.best:  # of equal scores the later: while all are 0 the first model is the worst
-            self.best = score
-            quietly(network, partial(self.task.export, best=True))
 
     def _draw(self, network: nn.Module, step: int, tell: Tell) -> None:
         quietly(network, self.task.sample, self.folder / "samples" / f"{step:08d}.png")

@@ -59,7 +59,7 @@ def distance(x):
     return worst
 
 
-@pytest.mark.parametrize("schedule", ["vp", "ve", "flow"])
+@pytest.mark.parametrize("schedule", ["vp", "ve", "flow", "cosine"])
 @pytest.mark.parametrize("name", SAMPLERS)
 def test_every_sampler_samples_a_mixture_given_its_exact_denoiser(name, schedule):
     """6,400 points of the right mixture are 0.02 from it at worst, but for 1 in 100."""

@@ -3,10 +3,12 @@
 import shutil
 from dataclasses import replace
 from itertools import islice
+from math import inf
 from pathlib import Path
 
 import pytest
 import torch
+from faulty import LineTask
 
 from ldm import stages
 from ldm.caching import cache_latents
@@ -29,7 +31,9 @@ from ldm.stages import (
 from ldm.steering import by_classifier, by_worse_model
 from ldm.training.checkpoint import newest, saved
 from ldm.training.denoiser import DenoiserTask
-from ldm.training.log import read
+from ldm.training.log import Log, read
+from ldm.training.looks import Looks
+from ldm.training.optim import TrainConfig
 from ldm.training.preflight import _in_half
 
 CPU = torch.device("cpu")
@@ -308,6 +312,21 @@ def test_a_resumed_run_remembers_its_best_score(trained, tmp_path, tiny, monkeyp
     monkeypatch.setattr(DenoiserTask, "score", lambda task, network: 0.4)
     train_ldm(load(Run, None, common), CPU)
     assert (tmp_path / "model-best/denoiser.safetensors").read_bytes() == kept
+
+
+def test_a_best_model_whose_export_was_broken_off_does_not_count(tmp_path):
+    """A next start takes the best score from the log: there must be a model of it."""
+    task, log = LineTask(), Log(tmp_path / "log.jsonl", 0)
+    looks = Looks(task, TrainConfig(), tmp_path, lambda figures: log.write(1, **figures))
+    task.score = lambda network: 0.5
+
+    def broken_off(network, best=False):
+        raise KeyboardInterrupt
+
+    task.export = broken_off
+    with pytest.raises(KeyboardInterrupt):
+        looks._score(task.network, 1, print)
+    assert Looks(task, TrainConfig(), tmp_path, print).best == -inf
 
 
 def test_a_score_looks_at_prompts_that_the_runs_own_pictures_can_fulfil(tiny):
