@@ -5,6 +5,7 @@ import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -16,7 +17,7 @@ from ldm.folders import load_classifier, load_model
 from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
-from ldm.steering import by_classifier, by_worse_model, in_turn
+from ldm.steering import away_from, by_classifier, by_worse_model, in_turn, towards
 from ldm.training.signals import Terminated, terminating
 from ldm.training.start import Start
 
@@ -59,6 +60,20 @@ def add_sampling(parser: Any) -> None:
 
 def add_steering(parser: Any) -> None:
     """Options of what else than the prompt steers."""
+    parser.add_argument(
+        "--also",
+        nargs=2,
+        action="append",
+        default=[],
+        metavar=("WEIGHT", "PROMPT"),
+        help="towards a further prompt, or away from it where the weight is below 0; may be given again",
+    )
+    parser.add_argument(
+        "--perp-neg",
+        nargs=2,
+        metavar=("WEIGHT", "PROMPT"),
+        help="away from a prompt, but for what the first says too",
+    )
     parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="steer by a classifier of noised latents")
     parser.add_argument("--classifier-scale", type=float, default=1.0, help="how much, 1 if left out")
     parser.add_argument("--worse", type=Path, metavar="FOLDER", help="steer away from an earlier or smaller model")
@@ -69,9 +84,16 @@ def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer 
     """What the options steer ``model`` by, and that in words; None and "" where they do not.
 
     Raises:
-        ValueError: the classifier or the other model is of other latents or noise levels.
+        ValueError: the classifier or the other model is of other latents or noise levels; a weight is no number.
     """
     steers, words = [], []
+    if wishes := [(weight_in("--also", *wish), wish[1]) for wish in args.also]:
+        steers.append(towards(model, wishes))
+        words += [f"also {text!r}, weight {weight:g}" for weight, text in wishes]
+    if args.perp_neg:
+        weight, text = weight_in("--perp-neg", *args.perp_neg), args.perp_neg[1]
+        steers.append(away_from(model, text, weight))
+        words.append(f"not {text!r}, weight {weight:g}")
     if args.classifier:
         steers.append(by_classifier(load_classifier(args.classifier, model), args.classifier_scale))
         words.append(f"{args.classifier.resolve().name}, scale {args.classifier_scale:g}")
@@ -79,6 +101,17 @@ def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer 
         steers.append(by_worse_model(model, load_model(args.worse, model.device), args.worse_scale))
         words.append(f"away from {'/'.join(args.worse.resolve().parts[-2:])}, scale {args.worse_scale:g}")
     return (in_turn(steers) if steers else None), "; ".join(words)
+
+
+def weight_in(option: str, weight: str, prompt: str) -> float:
+    """``weight`` as a number; ValueError where it is none."""
+    try:
+        found = float(weight)
+    except ValueError:
+        found = inf
+    if not abs(found) < inf:
+        raise ValueError(f'{option} {weight} "{prompt}": {weight} is no finite number; try {option} 1.5 "{prompt}"')
+    return found
 
 
 def given_sampling(args: argparse.Namespace) -> list[str]:

@@ -84,7 +84,7 @@ class TextToImage:
         if sampling.sample.tile:
             self.autoencoder.tile_places(sampling.sample.tile)  # refuses a tile that is too small before drawing
         shape = (self.autoencoder.channels, *latent_size)
-        null = self._text([negative])
+        null = self.condition([negative])
         for first in range(0, len(prompts), sampling.batch):
             part = prompts[first : first + sampling.batch]
             seeds = [seed + first + i for i in range(len(part))]
@@ -103,7 +103,7 @@ class TextToImage:
     def encode(self, batch: Batch) -> Latents:
         """The batch as the denoiser learns it: latents (B, C, h, w) with their text, on its device."""
         latent = self.autoencoder.encode(batch.image.to(self.device))
-        return Latents(latent, self._text(batch.captions))
+        return Latents(latent, self.condition(batch.captions))
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the latent of an image (height, width), or a ValueError that names a size that fits."""
@@ -114,12 +114,13 @@ class TextToImage:
                 raise ValueError(f"{name} {side} is not a multiple of {factor} up to {MAX_SIDE}; try {near}")
         return size[0] // self.autoencoder.factor, size[1] // self.autoencoder.factor
 
-    def _text(self, prompts: list[str]) -> Condition:
+    def condition(self, prompts: list[str]) -> Condition:
+        """What the text encoder says of ``prompts``, on the model's device."""
         return self.text(prompts).to(self.device)
 
     def denoise(self, prompts: list[str], null: Condition, guidance: GuidanceConfig) -> Denoise:
         """The denoiser as ``prompts`` guide it; ``null`` holds the empty or the negative prompt, a row for each."""
-        return classifier_free(self.denoiser, self.process, self._text(prompts), null, guidance)
+        return classifier_free(self.denoiser, self.process, self.condition(prompts), null, guidance)
 
 
 def _counted(denoise: Denoise, grid: Grid, progress: Any) -> Denoise:

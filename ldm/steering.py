@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from ldm.denoisers.classifier import Classifier, present
-from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guidance
+from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guidance, composed, perpendicular
 from ldm.diffusion.process import unit
 from ldm.folders import check_same, latent_fingerprint
 from ldm.pipeline import Steer, TextToImage
@@ -41,6 +41,28 @@ def by_classifier(classifier: Classifier, scale: float) -> Steer:
     return steer
 
 
+def towards(model: TextToImage, wishes: Sequence[tuple[float, str]]) -> Steer:
+    """Towards further prompts beside ``model``'s own, each by a weight, below 0 away from it: composed prompts."""
+    weights, texts = zip(*wishes, strict=True)
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        *conds, null = (model.condition([text]).repeat(len(prompts)) for text in (*texts, ""))
+        return composed(denoise, model.denoiser, model.process, conds, weights, null)
+
+    return steer
+
+
+def away_from(model: TextToImage, negative: str, weight: float) -> Steer:
+    """Away from what ``negative`` says, but for what the prompt says too: Perp-Neg."""
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        cond, unwanted, null = (model.condition(part) for part in (prompts, [negative], [""]))
+        rows = unwanted.repeat(len(prompts)), null.repeat(len(prompts))
+        return perpendicular(denoise, model.denoiser, model.process, cond, *rows, weight)
+
+    return steer
+
+
 def by_worse_model(model: TextToImage, worse: TextToImage, scale: float) -> Steer:
     """Away from what a ``worse`` model than ``model`` says of the same prompt: autoguidance, 1 is none.
 
@@ -52,7 +74,7 @@ def by_worse_model(model: TextToImage, worse: TextToImage, scale: float) -> Stee
     check_same(model, latent_fingerprint(worse.autoencoder), worse.process.schedule, "the worse model")
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
-        null = worse.text([""]).to(worse.device).repeat(len(prompts))
+        null = worse.condition([""]).repeat(len(prompts))
         return autoguidance(denoise, worse.denoise(prompts, null, GuidanceConfig(scale=1.0)), scale)
 
     return steer

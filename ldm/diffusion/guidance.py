@@ -140,38 +140,17 @@ def classifier_free(
     return guided(process.denoiser(network, cond), _together(network, process, [cond, null]), scale)
 
 
-def perpendicular(
+def composed(
+    denoise: Denoise,
     network: nn.Module,
     process: Process,
-    cond: Condition,
-    negative: Condition,
+    conds: Sequence[Condition],
+    weights: Sequence[float],
     null: Condition,
-    *,
-    scale: float,
-    weight: float = 1.0,
 ) -> Denoise:
-    """Denoise towards ``cond`` and away from what of ``negative`` does not speak against it, in a batch of 3 B.
+    """``denoise`` drawn towards N further ``conds``, in a batch of (N + 1) B (Liu et al. 2022, arXiv:2206.01714).
 
-    Perp-Neg (Armandpour et al. 2023, arXiv:2304.04968): x0_null + scale (to_cond - weight perp), where perp is the part
-    of x0_negative - x0_null that is perpendicular to to_cond = x0_cond - x0_null. ``null`` holds the empty prompt.
-    """
-    three = _together(network, process, [cond, negative, null])
-
-    def denoise(x: Tensor, level: Level) -> Prediction:
-        told, unwanted, without = three(x, level)
-        towards, away = told.x0 - without.x0, unwanted.x0 - without.x0
-        perp = away - parallel_part(away, towards)
-        return told._replace(x0=without.x0 + scale * (towards - weight * perp))
-
-    return denoise
-
-
-def composed(
-    network: nn.Module, process: Process, conds: Sequence[Condition], weights: Sequence[float], null: Condition
-) -> Denoise:
-    """Denoise towards all of N ``conds`` at once, in a batch of (N + 1) B (Liu et al. 2022, arXiv:2206.01714).
-
-    x0_null + sum of weight_i (x0_i - x0_null): a weight is what ``scale`` is for one prompt; below 0 it drives away.
+    x0 + sum of weight_i (x0_i - x0_null): a weight is what ``scale`` is for the prompt; below 0 it drives away.
 
     Raises:
         ValueError: there are no conditions, or not as many weights.
@@ -180,12 +159,38 @@ def composed(
         raise ValueError(f"{len(weights)} weights for {len(conds)} prompts; give each of one or more prompts a weight")
     everything = _together(network, process, [*conds, null])
 
-    def denoise(x: Tensor, level: Level) -> Prediction:
+    def drawn(x: Tensor, level: Level) -> Prediction:
         *told, without = everything(x, level)
+        said = denoise(x, level)
         updates = (weight * (one.x0 - without.x0) for weight, one in zip(weights, told, strict=True))
-        return told[0]._replace(x0=sum(updates, start=without.x0))
+        return said._replace(x0=sum(updates, start=said.x0))
 
-    return denoise
+    return drawn
+
+
+def perpendicular(
+    denoise: Denoise,
+    network: nn.Module,
+    process: Process,
+    cond: Condition,
+    negative: Condition,
+    null: Condition,
+    weight: float,
+) -> Denoise:
+    """``denoise`` driven away from what of ``negative`` does not speak against ``cond``, in a batch of 3 B.
+
+    Perp-Neg (Armandpour et al. 2023, arXiv:2304.04968): x0 - weight perp, where perp is the part of
+    x0_negative - x0_null that is perpendicular to x0_cond - x0_null. ``null`` holds the empty prompt. The paper's
+    weight is ours / scale.
+    """
+    three = _together(network, process, [cond, negative, null])
+
+    def driven(x: Tensor, level: Level) -> Prediction:
+        told, unwanted, without = three(x, level)
+        said, away = denoise(x, level), unwanted.x0 - without.x0
+        return said._replace(x0=said.x0 - weight * (away - parallel_part(away, told.x0 - without.x0)))
+
+    return driven
 
 
 def autoguidance(denoise: Denoise, worse: Denoise, scale: float | GuidanceConfig) -> Denoise:

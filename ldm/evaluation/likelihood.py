@@ -24,7 +24,7 @@ def likelihoods(model: TextToImage, held_out: Latents) -> dict[str, Any]:
     With each one's own caption and with none: what lies between is what the caption tells. The bound is of BOUND_STEPS
     steps of DDPM, even in log SNR, and the ODE's density that of latents with a little noise (nsr 1e-3).
     """
-    null = model.text([""]).to(model.device)
+    null = model.condition([""])
     found: dict[str, Any] = {}
     for name, told in (("with the caption", held_out.cond), ("with none", null.repeat(len(held_out.latent)))):
         found[f"bound {name}"] = _bound(model, held_out, told)

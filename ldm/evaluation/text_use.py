@@ -64,7 +64,7 @@ def text_use(
     the next sample of the batch whose caption differs. ``captions`` are the words of each batch: where the loss stays
     the same with them in another order, the network knows what is in the picture but not which word belongs to which.
     """
-    network, null = model.denoiser, model.text([""]).to(model.device)
+    network, null = model.denoiser, model.condition([""])
     generator = torch.Generator().manual_seed(0)
     bands = min(BANDS, len(held_out[0].latent))
     sums, counts = (torch.zeros(4, bands, dtype=torch.float64) for _ in range(2))

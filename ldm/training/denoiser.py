@@ -54,7 +54,7 @@ class DenoiserTask(DataTask):
         self.held_out = [self._latents(batch) for batch in held_out]
         self.use: TextUse | None = None  # of the last validation
         with torch.no_grad():
-            self.null = model.text([""]).to(model.device)
+            self.null = model.condition([""])
 
     def loss(self, network: nn.Module, batch: Batch | Latents, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)

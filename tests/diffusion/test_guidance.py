@@ -210,31 +210,33 @@ def test_a_learned_variance_is_the_conditionals():
 def test_one_prompt_composed_is_classifier_free():
     network, cond, null, (x,) = Texted(), condition(), condition(), images()
     expected = classifier_free(network, made(), cond, null, 4.0)(x, LEVEL).x0
-    torch.testing.assert_close(composed(network, made(), [cond], [4.0], null)(x, LEVEL).x0, expected)
+    alone = made().denoiser(network, null)
+    torch.testing.assert_close(composed(alone, network, made(), [cond], [4.0], null)(x, LEVEL).x0, expected)
 
 
 def test_prompts_compose_by_their_weights_in_one_batch():
     network, conds, null, (x,) = Texted(), [condition(), condition(length=4)], condition(), images()
-    got = composed(network, made(), conds, [3.0, -1.0], null)(x, LEVEL).x0
+    (start,) = images()
+    got = composed(constant(start), network, made(), conds, [3.0, -1.0], null)(x, LEVEL).x0
     assert network.rows == [9]
     one, other, without = (made().denoiser(network, cond)(x, LEVEL).x0 for cond in (*conds, null))
-    torch.testing.assert_close(got, without + 3 * (one - without) - (other - without))
+    torch.testing.assert_close(got, start + 3 * (one - without) - (other - without))
 
 
 @pytest.mark.parametrize(("prompts", "weights"), [(0, []), (2, [1.0]), (1, [1.0, 2.0])])
 def test_weights_that_do_not_fit_the_prompts_are_counted_in_the_error(prompts, weights):
     with pytest.raises(ValueError, match=f"{len(weights)} weights for {prompts} prompts"):
-        composed(Texted(), made(), prompts * [condition()], weights, condition())
+        composed(constant(None), Texted(), made(), prompts * [condition()], weights, condition())
 
 
 def test_a_perpendicular_negative_does_not_speak_against_the_prompt():
     network, cond, negative, null, (x,) = Texted(), condition(), condition(), condition(), images()
-    got = perpendicular(network, made(), cond, negative, null, scale=4.0, weight=1.5)(x, LEVEL).x0
+    (plain,) = images()
+    got = perpendicular(constant(plain), network, made(), cond, negative, null, 6.0)(x, LEVEL).x0
     assert network.rows == [9]
-    plain = classifier_free(network, made(), cond, null, 4.0)(x, LEVEL).x0
     towards, away = (made().denoiser(network, c)(x, LEVEL).x0 for c in (cond, negative))
     without = made().denoiser(network, null)(x, LEVEL).x0
-    change = (got - plain) / (-4.0 * 1.5)
+    change = (plain - got) / 6.0
 
     def inner(a, b):
         return (a * b).sum(dim=(1, 2, 3))
@@ -247,8 +249,8 @@ def test_a_perpendicular_negative_does_not_speak_against_the_prompt():
 @pytest.mark.parametrize("times", [1.0, -2.0])
 def test_a_negative_that_says_the_same_as_the_prompt_changes_nothing(times):
     network, cond, null, (x,) = Texted(), condition(), condition(), images()
-    plain = classifier_free(network, made(), cond, null, 4.0)(x, LEVEL).x0
-    got = perpendicular(network, made(), cond, cond, null, scale=4.0, weight=times)(x, LEVEL).x0
+    (plain,) = images()
+    got = perpendicular(constant(plain), network, made(), cond, cond, null, times)(x, LEVEL).x0
     torch.testing.assert_close(got, plain)
 
 

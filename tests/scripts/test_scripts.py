@@ -143,6 +143,16 @@ def test_a_classifier_steers_and_is_named_in_the_image(draw, chain):
     assert status == 2 and "latents of another autoencoder" in errors
 
 
+def test_further_prompts_steer_and_are_named_in_the_image(draw, chain):
+    image = draw("--prompt", "a star", "--also", -2, "a ring", "--also", 3, "a cross", "--perp-neg", 1.5, "a red star")[
+        -1
+    ]
+    said = "also 'a ring', weight -2; also 'a cross', weight 3; not 'a red star', weight 1.5"
+    assert read_settings(image).steering == said
+    status, _, errors = call("txt2img.py", "--prompt", "a star", "--also", "a ring", 2, "--outdir", chain.folder / "no")
+    assert status == 2 and errors.count("\n") == 1 and "a ring is no finite number" in errors
+
+
 def test_to_steer_away_from_a_model_itself_is_not_to_steer_and_from_guided_pictures_it_is(draw, chain):
     plain, itself, guided = (
         draw("--prompt", "a star", "--scale", scale, *away)[-1]

@@ -28,7 +28,7 @@ from ldm.stages import (
     train_clip,
     train_ldm,
 )
-from ldm.steering import by_classifier, by_worse_model
+from ldm.steering import away_from, by_classifier, by_worse_model, towards
 from ldm.training.checkpoint import newest, saved
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.log import Log, read
@@ -362,6 +362,22 @@ def test_a_classifiers_losses_lie_near_those_of_one_who_guesses_at_first(trained
     lines = read(Path(trained.out, "training", "classifier", "log.jsonl"))
     last = [line for line in lines if "val_loss" in line][-1]
     assert 0 < last["val_loss_blind"] < 0.7 and 0 < last["val_loss"] < 1
+
+
+def test_further_prompts_draw_by_their_weights_and_a_negative_one_that_the_prompt_says_does_not(trained):
+    model = load_model(Path(trained.out, "model"))
+
+    def drawn(steer=None, prompts=("a red star", "a ring")):
+        return torch.cat([image for image, _ in model([*prompts], seed=3, steer=steer)])
+
+    model.sampling = model.sampling.but("guidance.scale=300")  # a network that has learned next to nothing
+    plain, cross = drawn(), drawn(prompts=["a cross"])
+    assert not torch.allclose(cross, plain[:1], atol=1e-2)
+    moved = drawn(towards(model, [(300.0, "a cross"), (-300.0, "a red star")]), ["a red star"])
+    torch.testing.assert_close(moved, cross, atol=1e-3, rtol=0)
+    same = drawn(away_from(model, "a red star", 300.0))
+    torch.testing.assert_close(same[:1], plain[:1], atol=1e-3, rtol=0)
+    assert not torch.allclose(same[1:], plain[1:], atol=1e-2)
 
 
 def test_a_model_steers_away_from_a_worse_one(trained):
