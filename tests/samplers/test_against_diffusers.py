@@ -15,10 +15,11 @@ from diffusers import (
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    IPNDMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete
+from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete, scheduling_euler_discrete
 
 from ldm.diffusion.grids import CLEAN, uniform
 from ldm.diffusion.schedules import SCHEDULES
@@ -52,9 +53,9 @@ def noises():
     return torch.randn(STEPS, 2, 3, 8, 8, dtype=torch.float64)
 
 
-def ours(name, options, network, start, grid, noises=()):
+def ours(name, options, network, start, grid, noises=(), target="eps"):
     draws = iter(noises)
-    denoise = lambda x, level: Prediction(to_x0(TARGETS["eps"], network(x), x, level))  # noqa: E731
+    denoise = lambda x, level: Prediction(to_x0(TARGETS[target], network(x), x, level))  # noqa: E731
     return SAMPLERS[name](**options)(denoise, start, grid, lambda: next(draws))
 
 
@@ -80,11 +81,11 @@ def theirs(scheduler, network, x, **options):
     return x
 
 
-def theirs_in_k_scale(scheduler, network, x, alpha):
+def theirs_in_k_scale(scheduler, network, x, alpha, **options):
     """For schedulers whose x is x / alpha, and who scale it for the network."""
     x = x / alpha
     for t in scheduler.timesteps:
-        x = scheduler.step(network(scheduler.scale_model_input(x, t)), t, x).prev_sample
+        x = scheduler.step(network(scheduler.scale_model_input(x, t)), t, x, **options).prev_sample
     return x
 
 
@@ -160,6 +161,38 @@ def test_heun(network, start):
     doubled = torch.cat([nsr[:1], nsr[1:-1].repeat_interleave(2), nsr[-1:]])
     x = theirs_in_k_scale(prepared(HeunDiscreteScheduler(), doubled), network, start, grid[0].alpha)
     torch.testing.assert_close(ours("heun", {}, network, start, grid), x, atol=1e-8, rtol=1e-6)
+
+
+@pytest.mark.parametrize("churn", [3.0, 40.0])  # 40 is cut to what doubles the variance
+def test_edms_churn(churn, start, noises, monkeypatch):
+    """Of a network that says the same noise of every x, for which Heun's steps are Euler's.
+
+    diffusers has churn in Euler's steps only, and its network sees x before the new noise, where that of EDM's
+    algorithm 2, and ours, sees x after it.
+    """
+    draws = iter(noises)
+    monkeypatch.setattr(scheduling_euler_discrete, "randn_tensor", lambda *_, **__: next(draws))
+    nsr, said = ratios(0.0), torch.randn_like(start)
+    grid = levels(nsr)
+    options = {"s_churn": churn, "s_tmin": 0.2, "s_tmax": 10.0, "s_noise": 1.01}
+    x = theirs_in_k_scale(prepared(EulerDiscreteScheduler(), nsr), lambda _: said, start, grid[0].alpha, **options)
+    left = len(list(draws))
+    assert left == (~((nsr >= 0.2) & (nsr <= 10))).sum() - 1  # levels that no noise was added to, but for the last
+    options = {"churn": churn, "s_min": 0.2, "s_max": 10.0, "s_noise": 1.01}
+    got = ours("edm", options, lambda _: said, start, grid, noises)
+    torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+
+
+def test_ipndm(network, start):
+    """diffusers' network says v of its own levels, sin and cos of a time; here it has ours."""
+    nsr = ratios(0.0)
+    grid = levels(nsr)
+    scheduler = IPNDMScheduler()
+    scheduler.set_timesteps(STEPS)
+    for name, part in (("alphas", "alpha"), ("betas", "sigma")):
+        setattr(scheduler, name, torch.tensor([getattr(level, part) for level in grid], dtype=torch.float64))
+    x = theirs(scheduler, network, start)
+    torch.testing.assert_close(ours("ipndm", {}, network, start, grid, target="v"), x, atol=1e-8, rtol=1e-6)
 
 
 def test_plms(network, start):
