@@ -55,6 +55,18 @@ def test_flow_is_the_velocity_of_the_straight_line_and_all_targets_tell_the_same
     torch.testing.assert_close((later - x) / h, regressed(TARGETS["flow"], x0, noise, level), atol=1e-6, rtol=1e-6)
 
 
+def test_flow_and_v_are_the_same_up_to_scale_and_shift_on_the_straight_line():
+    """v = (1 - 2 t) x + (alpha^2 + sigma^2) flow; so each tells the other of any network, whatever it says."""
+    level = SCHEDULES["flow"]().build().level(torch.tensor([0.01, 0.3, 0.5, 0.99]).double())
+    x0, noise, said = torch.randn(3, 4, 3, 4, 4, dtype=torch.float64)
+    x = noised(x0, noise, level)
+    shift, scale = 1 - 2 * level.t.view(-1, 1, 1, 1), level.norm**2
+    flow = regressed(TARGETS["flow"], x0, noise, level)
+    torch.testing.assert_close(regressed(TARGETS["v"], x0, noise, level), shift * x + scale * flow)
+    as_v = shift * x + scale * said
+    torch.testing.assert_close(to_x0(TARGETS["v"], as_v, x, level), to_x0(TARGETS["flow"], said, x, level))
+
+
 def test_score_is_the_gradient_of_the_log_density_given_x0():
     level = SCHEDULES["linear"]().build().level(0.4)
     x0, noise = torch.randn(2, 1, 3, 4, 4, dtype=torch.float64)

@@ -195,6 +195,19 @@ def test_ddim_with_eta_one_is_the_ddpm_posterior():
     torch.testing.assert_close(posterior(x, x0, now, to)[0], mean)
 
 
+def test_euler_maruyamas_step_of_the_reverse_sde_approaches_ddpms_ancestral_step():
+    """With the same draws they end apart by what halves when the steps are doubled."""
+    schedule, apart = SCHEDULES["vp"]().build(), []
+    for steps in (50, 100, 200):
+        grid = Grid([schedule.level(float(t)) for t in np.linspace(0.9, 0.2, steps + 1)], schedule)
+        ends = []
+        for name in ("euler_maruyama", "ddpm"):
+            noise = draws(steps + 1, (1, 2, 40, 40))
+            ends.append(SAMPLERS[name]()(MIXTURE, noise(), grid, noise))
+        apart.append(float((ends[0] - ends[1]).square().mean().sqrt()))
+    assert apart[1] / apart[0] == pytest.approx(0.5, abs=0.1) == apart[2] / apart[1]
+
+
 def test_the_variance_beta_keeps_a_unit_normal_whatever_the_stride():
     """For x0 of N(0, 1), x stays so where variance is preserved: the posterior's is too small for that."""
     steps = Grid(uniform(LINEAR, 10)[:-1], LINEAR)
