@@ -8,6 +8,7 @@ import json
 import os
 import tarfile
 from contextlib import suppress
+from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -23,11 +24,13 @@ from hypothesis import strategies as st
 
 from ldm.config import ConfigError, load, to_dict, to_yaml
 from ldm.data.shards import Shards, ShardsConfig
+from ldm.data.stream import StreamConfig
 from ldm.data.transforms import BrokenSample, clean_captions, parse_captions, read_image
 from ldm.files import BrokenFile, check_folder, read_tensors, whole_folder
 from ldm.metadata import CHUNK, Settings, read_settings
 from ldm.run import Run
 from ldm.sampling import Sampling
+from ldm.text.vocabulary import NUM_BYTES, SPECIAL, Vocabulary
 from ldm.types import Key
 
 EXAMPLES = int(os.environ.get("LDM_FUZZ", "20"))
@@ -89,6 +92,7 @@ def archive() -> bytes:
     return file.getvalue()
 
 
+BYTES_ALONE = Vocabulary((*range(NUM_BYTES), *SPECIAL))
 CONFIG, ARCHIVE, TENSORS = to_yaml(Run()), archive(), save({"w": torch.ones(3, 4), "b": torch.zeros(2).half()})
 SETTINGS = json.dumps({**vars(Settings("a ring", "", 0, 64, 64, to_dict(Sampling()), "fp32", "m", "0"))})
 
@@ -148,6 +152,34 @@ def test_an_archive_is_read_as_far_as_it_goes_or_refused(edits: list[tuple[float
                 assert shards[Key(0, i)].image.shape == (3, 8, 8)
         except ValueError:
             pass  # a name that leads out, nothing left, or too much that is broken
+
+
+@few
+@given(EDITS, CUT, st.sampled_from(["train", "val"]))
+def test_a_stream_gives_what_its_archive_has_or_is_refused(
+    edits: list[tuple[float, bytes]], cut: float, split: str
+) -> None:
+    with TemporaryDirectory() as folder:
+        path = Path(folder) / "0.tar"
+        path.write_bytes(spoiled(ARCHIVE, edits, cut))
+        try:
+            stream = StreamConfig(urls=str(path), val_urls=str(path), size=8, max_broken=0.9).build(split)
+            for sample in islice(stream, 6):  # of training that is a pass and a half
+                assert sample.image.shape == (3, 8, 8) and sample.caption
+        except ValueError:
+            pass  # a name that leads out, nothing left, or too much that is broken
+
+
+@few
+@given(st.lists(st.text(st.characters(exclude_categories=[]), max_size=40), max_size=4), st.integers(2, 20))
+def test_any_text_has_tokens_that_bytes_alone_spell_too(captions: list[str], length: int) -> None:
+    for vocabulary in (Vocabulary(), BYTES_ALONE):
+        rows, cut = vocabulary.tokenize(captions, length)
+        assert rows.shape == (len(captions), length) and 0 <= cut <= len(captions)
+        ends = (rows == len(vocabulary) - 1).nonzero()  # one a caption
+        assert ends[:, 0].tolist() == [*range(len(captions))]
+        assert all(not row[end + 1 :].any() for row, end in zip(rows, ends[:, 1], strict=True))
+        assert (rows[:, 0] == len(vocabulary) - 2).all()
 
 
 @few
