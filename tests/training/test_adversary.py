@@ -296,13 +296,16 @@ def trained(folder, *overrides):
 
 
 @pytest.mark.parametrize(
-    "more", [["adversarial.start=1", "adversarial.r1_every=2"], ["train_autoencoder.accumulate=2"]], ids=str
+    ("workers", "more"),
+    [(0, ["adversarial.start=1", "adversarial.r1_every=2"]), (2, ["train_autoencoder.accumulate=2"])],
+    ids=str,
 )
-def test_a_run_stopped_at_half_goes_on_to_the_same_state_of_both_networks(more, tiny, tmp_path):
-    """Fault 15."""
+def test_a_run_stopped_at_half_goes_on_to_the_same_state_of_both_networks(workers, more, tiny, tmp_path):
+    """Fault 15: with 0 and 2 loader workers, beside a run without any."""
     common = [*tiny, *SMALL, *GAN, *more]
-    trained(tmp_path / "stopped", *common, "train_autoencoder.steps=2")
-    stopped, straight = trained(tmp_path / "stopped", *common), trained(tmp_path / "straight", *common)
+    read_by = f"train_autoencoder.workers={workers}"
+    trained(tmp_path / "stopped", *common, read_by, "train_autoencoder.steps=2")
+    stopped, straight = trained(tmp_path / "stopped", *common, read_by), trained(tmp_path / "straight", *common)
     assert {"rival_weights.safetensors", "rival_optimizer.safetensors", "ema.safetensors"} < straight.keys()
     for file, tensors in straight.items():
         assert tensors.keys() == stopped[file].keys()
