@@ -40,4 +40,11 @@ def test_standard_normal_latents_have_the_entropy_of_a_normal():
     assert found["ODE with the caption"] == pytest.approx(entropy, abs=0.05)
     assert found["bound with the caption"] == pytest.approx(entropy, abs=0.1)
     assert found["bound with none"] == pytest.approx(found["bound with the caption"], abs=1e-5)
+    parts = [found[f"{part} of the bound with the caption"] for part in ("L_T", "the sum of L_t", "L_0")]
+    assert sum(parts) == pytest.approx(found["bound with the caption"], abs=1e-5)
+    grid = LogSNRConfig()(CosineConfig().build(), BOUND_STEPS)
+    prior = latent[:BOUND_SAMPLES].square().mean().item() / (2 * log(2) * grid[0].nsr ** 2)  # KL of N(alpha x0, sigma^2)
+    assert parts[0] == pytest.approx(prior, rel=1e-4)
+    last = 0.5 * log2(2 * pi * e * posterior.beta(grid[-2], grid[-1]))  # the entropy of the last step's noise, at x0's
+    assert parts[2] == pytest.approx(last, abs=0.1) and parts[1] > 0
     assert (found["samples of the bound"], found["samples of the ODE"]) == (32, 8)

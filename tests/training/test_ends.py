@@ -8,9 +8,10 @@ import time
 from contextlib import nullcontext
 
 import pytest
+import torch
 from conftest import TINY
-from faulty import Deadly, LineTask, Wrong, fail, fill, hang_in, save, script_of_two, trainer
-from processes import FORKS, Script, torchrun
+from faulty import Deadly, LineTask, Wrong, fail, fill, hang_in, rank_of_two, save, script_of_two, terminate, trainer
+from processes import FORKS, Script, pair, torchrun
 from soak import KINDS, soak
 
 from ldm.data.loader import batches
@@ -120,6 +121,18 @@ def test_a_run_that_is_asked_to_stop_saves_its_state_before_it_exports(tmp_path,
         made.run()
     assert order == (["state", "export"] if stops else ["export", "state"])
     assert made.step == (3 if stops else 6)
+
+
+def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path):
+    """Fault 18, fault 21: the second of two is asked to, in its third step; neither waits for the other."""
+    status, said = pair(rank_of_two, tmp_path, {2}, terminate, 6, save_every=100)
+    assert status == [128 + signal.SIGTERM] * 2, said
+    assert said.count("stopped at step 3; the same command goes on from here") == 1, said
+    assert newest(tmp_path / "run" / "state").name == "step-00000003"
+    ours, theirs = (torch.load(tmp_path / f"weights-{rank}.pt") for rank in range(2))
+    assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
+    assert pair(rank_of_two, tmp_path, set(), torch.clone, 6)[0] == [0, 0]  # and both go on
+    assert newest(tmp_path / "run" / "state").name == "step-00000006"
 
 
 def asked_to_stop(script, number):

@@ -9,13 +9,21 @@ from processes import of_two
 
 from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
 from ldm.data.shapes import ShapesConfig
+from ldm.denoisers import DiTConfig
+from ldm.diffusion.loss import DenoisingLoss
+from ldm.diffusion.process import Process
+from ldm.diffusion.schedules import CosineConfig
+from ldm.diffusion.times import Times, TimeSampler
+from ldm.pipeline import TextToImage
 from ldm.text.clip import ClipConfig
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.clip import ClipTask
+from ldm.training.denoiser import DenoiserTask
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
+from ldm.types import Condition
 
 DATA = ShapesConfig(size=16, length=16)
 TRAIN = TrainConfig(steps=3, warmup=0, decay="constant", workers=0, precision="fp32", validate_samples=4)
@@ -71,6 +79,41 @@ def clip_trainer(folder, batch):
     return Trainer(task, train, folder, described="", made_from={}, device=torch.device("cpu"))
 
 
+class OfTheSample(DenoisingLoss):
+    """The loss whose draws are functions of the latents: these are what it draws from."""
+
+    def __call__(self, network, x0, cond, generator):
+        return super().__call__(network, x0, cond, x0)
+
+
+class TimesOfTheSample(TimeSampler):
+    def forward(self, count, x0):
+        t = 0.5 + 0.4 * (50 * x0.mean(dim=(1, 2, 3))).cos()  # (B,)
+        return Times(t, torch.ones_like(t))
+
+
+def told(captions):
+    """A condition (B, 4, 8) that holds the letters' number."""
+    lengths = torch.tensor([float(len(caption)) for caption in captions]).view(-1, 1)
+    states = (lengths + torch.arange(8)).sin()
+    return Condition(states[:, None].repeat(1, 4, 1), states, torch.ones(len(captions), 4, dtype=torch.bool))
+
+
+def denoiser_trainer(folder, batch):
+    torch.manual_seed(0)
+    first = AutoencoderConfig(channels=4, width=8, multipliers=[1], blocks=1, patch=4)
+    autoencoder = first.build(BOTTLENECKS["identity"]().build(4))
+    network = DiTConfig(width=16, depth=1, heads=2).build(channels=4, text_width=8, pooled_width=8)
+    for parameter in network.parameters():  # the last layer begins at zero, and nothing before it would learn
+        parameter.data += 0.02 * torch.arange(parameter.numel()).view_as(parameter).sin()
+    process = Process(CosineConfig().build())
+    train, data = replace(TRAIN, batch=batch), (DATA.build("train"), DATA.build("val"))
+    objective = OfTheSample(process, TimesOfTheSample(torch.clone))
+    model = TextToImage(network, autoencoder, told, process)
+    task = DenoiserTask(model, objective, *data, train, lambda net, best: None, text_dropout=0.0)
+    return Trainer(task, train, folder, described="", made_from={}, device=torch.device("cpu"))
+
+
 def learned(made):
     """All weights and buffers of all networks after each of three steps, as lists."""
     batches = made.task.batches(0, made.accelerator.process_index, made.accelerator.num_processes)
@@ -110,3 +153,8 @@ def test_two_processes_learn_it_with_a_price_on_the_encoders_sensitivity_too(tmp
 def test_two_processes_learn_it_of_a_text_encoder_too(tmp_path):
     """Each picture is compared with the captions of both."""
     assert_two_are_one(tmp_path, make=clip_trainer)
+
+
+def test_two_processes_learn_it_of_a_denoiser_too(tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "randn", lambda *_, generator: (70 * generator).sin())
+    assert_two_are_one(tmp_path, make=denoiser_trainer)

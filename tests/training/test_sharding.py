@@ -63,10 +63,12 @@ def test_sharded_processes_learn_what_one_process_learns_and_save_the_same_files
         torch.testing.assert_close(ours[key], value)  # shape and type too
 
 
-def test_n_and_n_sharded_steps_are_two_n_bit_for_bit(undisturbed, tmp_path):
-    """Fault 15, sharded."""
-    trained(tmp_path, 4, {4}, nan)
-    halves, whole = trained(tmp_path, 6, {4}, nan), held(undisturbed)
+@pytest.mark.parametrize("shard", [True, False])
+def test_n_and_n_steps_of_two_processes_are_two_n_bit_for_bit(undisturbed, tmp_path, shard):
+    """Fault 15, sharded, and with whole weights in each process."""
+    whole = held(undisturbed) if shard else trained(tmp_path / "whole", 6, {4}, nan, shard=False)
+    trained(tmp_path / "halves", 4, {4}, nan, shard=shard)
+    halves = trained(tmp_path / "halves", 6, {4}, nan, shard=shard)
     assert halves.keys() == whole.keys()
     assert [key for key, value in whole.items() if not torch.equal(value, halves[key])] == []
 
