@@ -1,15 +1,17 @@
 """The likelihoods of a report, with a model that is exact."""
 
-from math import e, log2, pi
+from math import e, log, log2, pi
 
 import pytest
 import torch
 from torch import nn
 
 from ldm.data.latents import Latents
+from ldm.diffusion.grids import LogSNRConfig
+from ldm.diffusion.posterior import beta
 from ldm.diffusion.process import Process
 from ldm.diffusion.schedules import CosineConfig
-from ldm.evaluation.likelihood import likelihoods
+from ldm.evaluation.likelihood import BOUND_SAMPLES, BOUND_STEPS, likelihoods
 from ldm.pipeline import TextToImage
 from ldm.types import Condition
 
@@ -43,8 +45,8 @@ def test_standard_normal_latents_have_the_entropy_of_a_normal():
     parts = [found[f"{part} of the bound with the caption"] for part in ("L_T", "the sum of L_t", "L_0")]
     assert sum(parts) == pytest.approx(found["bound with the caption"], abs=1e-5)
     grid = LogSNRConfig()(CosineConfig().build(), BOUND_STEPS)
-    prior = latent[:BOUND_SAMPLES].square().mean().item() / (2 * log(2) * grid[0].nsr ** 2)  # KL of N(alpha x0, sigma^2)
+    prior = latent[:BOUND_SAMPLES].square().mean().item() / (2 * log(2) * grid[0].nsr ** 2)
     assert parts[0] == pytest.approx(prior, rel=1e-4)
-    last = 0.5 * log2(2 * pi * e * posterior.beta(grid[-2], grid[-1]))  # the entropy of the last step's noise, at x0's
+    last = 0.5 * log2(2 * pi * e * beta(grid[-2], grid[-1]))  # the entropy of x0 given the last x
     assert parts[2] == pytest.approx(last, abs=0.1) and parts[1] > 0
     assert (found["samples of the bound"], found["samples of the ODE"]) == (32, 8)
