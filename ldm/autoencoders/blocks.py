@@ -11,6 +11,8 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ldm.blocks import Upsample
+
 EPS = 1e-6
 Norm = Callable[[int], nn.Module]  # channels -> what normalises (B, channels, H, W)
 
@@ -87,17 +89,6 @@ class Downsample(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C_out, H / 2, W / 2)
-
-
-class Upsample(nn.Module):
-    """Twice the size by nearest neighbour and a convolution."""
-
-    def __init__(self, channels: int, out_channels: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C_out, 2 H, 2 W)
 
 
 class Bound(nn.Module):

@@ -15,6 +15,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from ldm.blocks import zero
 from ldm.denoisers.attention import BACKENDS, CrossAttention, SelfAttention
 from ldm.denoisers.embeddings import Prepared, TextEmbedding, TimeEmbedding, position_embedding
 from ldm.types import Condition
@@ -67,12 +68,6 @@ def xavier(module: nn.Module) -> None:
         nn.init.zeros_(module.bias)
 
 
-def zero(module: nn.Module) -> None:
-    if isinstance(module, nn.Linear):
-        nn.init.zeros_(module.weight)
-        nn.init.zeros_(module.bias)
-
-
 def modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     """``x`` (B, N, D) scaled by 1 + ``scale`` and shifted, both (B, 1, D)."""
     return x * (1 + scale) + shift
@@ -106,10 +101,9 @@ class Head(nn.Module):
 
     def __init__(self, width: int, out_width: int) -> None:
         super().__init__()
-        self.modulation = nn.Linear(width, 2 * width)
+        self.modulation = zero(nn.Linear(width, 2 * width))
         self.norm = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
-        self.out = nn.Linear(width, out_width)
-        self.apply(zero)
+        self.out = zero(nn.Linear(width, out_width))
 
     def forward(self, x: Tensor, c: Tensor) -> Tensor:
         shift, scale = self.modulation(c)[:, None].chunk(2, dim=-1)  # 2 (B, 1, D)

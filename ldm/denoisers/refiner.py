@@ -10,6 +10,7 @@ Legend: B batch, L text tokens, T text width.
 
 from torch import Tensor, nn
 
+from ldm.blocks import zero
 from ldm.denoisers.attention import SelfAttention
 
 HEAD_WIDTH = 64
@@ -27,8 +28,7 @@ class RefinerBlock(nn.Module):
         self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(approximate="tanh"), nn.Linear(4 * width, width))
         for last in (self.attention.out, self.mlp[-1]):
             assert isinstance(last, nn.Linear)
-            nn.init.zeros_(last.weight)
-            nn.init.zeros_(last.bias)
+            zero(last)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         """Tokens (B, L, T) to as many; ``mask`` (B, 1, 1, L) bool is False for padding, which nothing attends to."""

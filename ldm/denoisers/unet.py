@@ -15,9 +15,10 @@ from typing import Any
 import torch
 from einops import rearrange
 from torch import Tensor, nn
-from torch.nn.functional import gelu, interpolate, silu
+from torch.nn.functional import gelu, silu
 from torch.utils.checkpoint import checkpoint
 
+from ldm.blocks import Upsample, zero
 from ldm.denoisers.attention import BACKENDS, CrossAttention, SelfAttention
 from ldm.denoisers.embeddings import Prepared, TextEmbedding, TimeEmbedding, position_embedding
 from ldm.types import Condition
@@ -85,14 +86,6 @@ def group_norm(width: int, eps: float = 1e-5) -> nn.GroupNorm:
     """
     groups = next(g for g in range(max(1, min(32, width // 4)), 0, -1) if width % g == 0)
     return nn.GroupNorm(groups, width, eps=eps)
-
-
-def zero(module: nn.Conv2d) -> nn.Conv2d:
-    """The convolution, zeroed: what ends a branch starts by adding nothing."""
-    nn.init.zeros_(module.weight)
-    if module.bias is not None:
-        nn.init.zeros_(module.bias)
-    return module
 
 
 class ResBlock(nn.Module):
@@ -188,17 +181,6 @@ class Downsample(nn.Module):
         return self.conv(x)  # (B, D, H / 2, W / 2)
 
 
-class Upsample(nn.Module):
-    """Twice the size by nearest neighbour and a convolution."""
-
-    def __init__(self, width: int) -> None:
-        super().__init__()
-        self.conv = nn.Conv2d(width, width, 3, padding=1)
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, D, 2 H, 2 W)
-
-
 class UNet(nn.Module):
     """F (B, O, H, W) of a noised latent (B, C, H, W), times (B,) in [0, 1] and a ``Condition`` or its ``prepare``."""
 
@@ -232,7 +214,7 @@ class UNet(nn.Module):
                 up.append(Stage(config, width + skips.pop(), out_width, transformer=transformer))
                 width = out_width
             if level > 0:
-                up.append(Upsample(width))
+                up.append(Upsample(width, width))
         self.up = nn.ModuleList(up)
         self.norm = group_norm(width)
         self.conv_out = zero(nn.Conv2d(width, out_channels, 3, padding=1))

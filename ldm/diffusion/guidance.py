@@ -6,18 +6,15 @@ the score: x is the same in every prediction.
 Legend: B batch, C channels, H W latent size.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from math import inf
-from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from ldm.diffusion.process import Process
+from ldm.gradients import differentiable
 from ldm.types import Condition, Denoise, Level, Prediction
 
 Combine = Callable[[Tensor, Tensor, Tensor, Level], Tensor]  # x0_cond, x0_null, x, level -> x0, each (B, C, H, W)
@@ -217,26 +214,6 @@ def classifier_guidance(denoise: Denoise, log_prob: Callable[[Tensor, Level], Te
         return said._replace(x0=said.x0 + scale * level.sigma**2 / level.alpha * slope)
 
     return guide
-
-
-@contextmanager
-def differentiable() -> Iterator[None]:
-    """Gradients are recorded within, also where a caller has turned them off with ``torch.inference_mode``."""
-    with torch.inference_mode(False), torch.enable_grad(), _InferenceCloned():
-        yield
-
-
-class _InferenceCloned(TorchFunctionMode):
-    """Autograd refuses tensors made under ``torch.inference_mode``, a prompt's keys and values say, but not copies."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        return func(*tree_map(_ordinary, args), **tree_map(_ordinary, kwargs or {}))
-
-
-def _ordinary(value: Any) -> Any:
-    return value.clone() if isinstance(value, Tensor) and value.is_inference() else value
 
 
 def _together(

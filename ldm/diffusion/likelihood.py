@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ldm.diffusion.guidance import differentiable
 from ldm.diffusion.vlb import MAX_NSR
+from ldm.gradients import differentiable
 from ldm.types import Denoise, Level, Schedule
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from ldm.diffusion.guidance import differentiable
 from ldm.editing.operators import Operator
+from ldm.gradients import differentiable
 from ldm.types import Denoise, Level, Prediction
 
 PROBE = 0.1  # root mean square of the change of x0 by which ``dps`` measures a slope
