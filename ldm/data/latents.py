@@ -18,10 +18,10 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from ldm.files import save_tensors
 from ldm.types import Batch, Condition, Key, TextEncoder
 
 DESCRIPTION = "cache.json"
@@ -68,7 +68,7 @@ def write_cache(
 ) -> None:
     """Write the cache of ``samples`` into the empty ``folder``; ``encode`` maps images to latents.
 
-    Latents and states are kept in half precision.
+    Latents and states are kept in half precision. Raises OSError where the disk is full.
     """
     captions: dict[str, int] = {}
     latents: list[Tensor] = []
@@ -78,8 +78,8 @@ def write_cache(
     def flush(least: int) -> None:
         while len(rows) >= least and rows:
             held, number = torch.cat(latents), min(config.shard, len(rows))
-            parts = {"latent": held[:number].contiguous(), "caption": torch.tensor(rows[:number], dtype=torch.int32)}
-            save_file(parts, folder / f"latents-{len(counts):05d}.safetensors")
+            parts = {"latent": held[:number], "caption": torch.tensor(rows[:number], dtype=torch.int32)}
+            save_tensors(parts, folder / f"latents-{len(counts):05d}.safetensors")
             latents[:], rows[:] = [held[number:]], rows[number:]
             counts.append(number)
 
@@ -96,9 +96,8 @@ def write_cache(
         pooled.append(cond.pooled.half().cpu())  # (B, P)
         lengths += cond.mask.sum(dim=1).tolist()
     starts = torch.tensor(lengths).cumsum(0)  # (K + 1,)
-    save_file(
-        {"tokens": torch.cat(tokens), "pooled": torch.cat(pooled), "starts": starts}, folder / "captions.safetensors"
-    )
+    states = {"tokens": torch.cat(tokens), "pooled": torch.cat(pooled), "starts": starts}
+    save_tensors(states, folder / "captions.safetensors")
     description = {"layout": LAYOUT, "fingerprint": fingerprint, "counts": counts, "captions": len(captions)}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
 

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ldm.config import nearest
+from ldm.files import save_tensors
 from ldm.text.vocabulary import NUM_IDS, Vocabulary
 from ldm.text.weights import fetch, fill, read_weights
 from ldm.types import Condition
@@ -149,8 +149,7 @@ class ClipText(nn.Module):
         folder.mkdir(parents=True, exist_ok=True)
         kept = None if len(self.vocabulary) == NUM_IDS else self.vocabulary.kept
         (folder / "config.json").write_text(json.dumps({**asdict(self.architecture), "vocabulary": kept}) + "\n")
-        weights = {key: value.to(dtype or value.dtype).contiguous() for key, value in self.tower.state_dict().items()}
-        save_file(weights, folder / "text.safetensors")
+        save_tensors(self.tower.state_dict(), folder / "text.safetensors", dtype)
 
     @staticmethod
     def load(folder: Path) -> "ClipText":

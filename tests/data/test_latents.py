@@ -5,6 +5,8 @@ import pickle
 
 import pytest
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
 
 from ldm.data.latents import DESCRIPTION, CacheConfig, LatentDataset, StaleCache, check_cache, write_cache
 from ldm.types import Batch, Condition, Key
@@ -62,6 +64,25 @@ def test_a_caption_is_stored_once(tmp_path):
     cache = write(tmp_path, 13)
     assert len(cache._part("captions", "pooled")) == len(set(CAPTIONS))
     assert len(cache._part("captions", "tokens")) == sum(len(caption.split()) + 1 for caption in set(CAPTIONS))
+
+
+def test_latents_and_states_are_kept_in_half_precision(tmp_path):
+    sample = write(tmp_path, 7)[Key(0, 4)]
+    assert {part.dtype for part in sample} == {torch.float16}
+
+
+@pytest.mark.parametrize("name", ["latents-00001", "captions"])
+def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch, name):
+    """Safetensors has an error of its own for it, which no script would tell in one line."""
+
+    def full(tensors, path):
+        if path.stem == name:
+            raise SafetensorError("I/O error: No space left on device (os error 28)")
+        save_file(tensors, path)
+
+    monkeypatch.setattr("ldm.files.save_file", full)
+    with pytest.raises(OSError, match=f"{name}.safetensors cannot be written .*; free disk space"):
+        write(tmp_path, 9)
 
 
 def test_a_batch_pads_captions_and_masks_the_padding(tmp_path):

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from open_clip import add_model_config, create_model
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 
 from ldm.text import TEXT_ENCODERS, clip
@@ -144,6 +145,15 @@ def test_half_precision_halves_the_file_and_keeps_the_states(tmp_path: Path, tex
     assert sizes[1] < 0.6 * sizes[0]
     loaded = ClipText.load(tmp_path / "half")
     torch.testing.assert_close(loaded(CAPTIONS).tokens, text(CAPTIONS).tokens, rtol=0.01, atol=0.01)
+
+
+def test_a_full_disk_is_told_as_such(tmp_path: Path, text: ClipText, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise SafetensorError("I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("ldm.files.save_file", full)
+    with pytest.raises(OSError, match="text.safetensors cannot be written .*; free disk space"):
+        text.save(tmp_path)
 
 
 @pytest.mark.parametrize(
