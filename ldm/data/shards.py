@@ -1,6 +1,7 @@
 """Local tar archives as img2dataset writes them (000000001.jpg, .txt, .json), read in any order.
 
-The headers of each archive are read once and kept beside it in a ``.idx.json``; a sample is then one seek away.
+The headers and captions of each archive are read once, and where all lies is kept beside it in a ``.idx.json``; a
+sample is then one seek away.
 """
 
 import json
@@ -32,7 +33,7 @@ from ldm.data.transforms import (
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # of the index file
+FORMAT = 2  # of the index file
 Members = dict[str, tuple[int, int]]  # ending -> offset and size in bytes of one sample's members
 KINDS = ("txt", "json")  # members that may hold the caption, the preferred first
 
@@ -69,6 +70,7 @@ class ShardIndex:
     captionless: int = 0
     cut: bool = False  # it has no end mark, so something is missing
     lost: int = 0  # samples that are missing, as far as is known
+    several: int = 0  # samples with more than one caption
     format: int = FORMAT
 
 
@@ -91,11 +93,16 @@ class Shards(ImageFiles):
         self.stats = [
             (shard.name, index.size, index.mtime_ns) for shard, index in zip(self.shards, indices, strict=True)
         ]
+        self.several = any(index.several for index in indices)
         names = [f"{s.name}/{row.key}" for s, index in zip(self.shards, indices, strict=True) for row in index.rows]
         # numbers in one array instead of millions of objects: workers share it, and it pickles fast
         table = [(number, *row[1:]) for number, index in enumerate(indices) for row in index.rows]
         self.table = np.array(table, dtype=np.int64)  # (samples, 6): shard, then Row without its key
         super().__init__(config, split, names, where=config.path)
+
+    @property
+    def fixed(self) -> bool:
+        return super().fixed and not self.several
 
     def picture(self, row: int) -> Image.Image:
         shard, image, size, *_ = (int(number) for number in self.table[row])
@@ -152,7 +159,7 @@ def index_shard(shard: Path) -> ShardIndex:
 
 
 def scan(shard: Path) -> ShardIndex:
-    """What ``shard`` holds, from its headers; an archive that ends early is read as far as it goes."""
+    """What ``shard`` holds, from its headers and captions; an archive that ends early is read as far as it goes."""
     stat = shard.stat()
     headers = read_headers(shard)
     for name in headers.outside:
@@ -160,7 +167,19 @@ def scan(shard: Path) -> ShardIndex:
     rows = [row for key, members in headers.samples.items() if (row := locate(key, members))]
     pictures = sum(image_in(members) is not None for members in headers.samples.values())
     lost = num_lost(shard, headers)
-    return ShardIndex(stat.st_size, stat.st_mtime_ns, rows, pictures - len(rows), not headers.whole, lost)
+    counts = (pictures - len(rows), not headers.whole, lost, num_several(shard, rows))
+    return ShardIndex(stat.st_size, stat.st_mtime_ns, rows, *counts)
+
+
+def num_several(shard: Path, rows: list[Row]) -> int:
+    """How many of the samples at ``rows`` have more than one caption; of those that cannot be read none has."""
+    several = 0
+    with shard.open("rb") as file:  # not by ``read_at``: its handle may be of an archive that was there before
+        for row in rows:
+            file.seek(row.caption)
+            with suppress(BrokenSample):
+                several += len(parse_captions(file.read(row.caption_size), KINDS[row.kind])) > 1
+    return several
 
 
 def read_headers(shard: Path) -> Headers:

@@ -250,6 +250,31 @@ def test_several_captions_are_picked_by_epoch(tmp_path: Path) -> None:
     assert by_epoch == [captions(build(tmp_path), epoch)[0] for epoch in range(12)]
 
 
+@pytest.mark.parametrize(
+    ("ending", "captions", "fixed"),
+    [("txt", b"one\n\n", True), ("txt", b"one\ntwo\n", False), ("json", b'{"caption": ["one", "two"]}', False)],
+)
+def test_samples_with_several_captions_differ_between_epochs(
+    tmp_path: Path, ending: str, captions: bytes, fixed: bool
+) -> None:
+    """And so are not cached, which would keep one of them."""
+    members = [*members_of(range(3)), ("a.png", png(5)), (f"a.{ending}", captions)]
+    write_tar(tmp_path / "0.tar", [*members, ("broken.png", png(6)), ("broken.json", b"{")])
+    for _ in ("scanned", "from the index"):
+        assert build(tmp_path).fixed is fixed
+    assert not build(tmp_path, crop="random").fixed
+
+
+def test_an_index_of_an_older_format_is_made_anew(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", [("a.png", png(0)), ("a.txt", b"one\ntwo")])
+    build(tmp_path)
+    file = tmp_path / "0.idx.json"
+    index = json.loads(file.read_text())
+    del index["several"]
+    file.write_text(json.dumps({**index, "format": 1}))
+    assert not build(tmp_path).fixed
+
+
 def test_splits_are_disjoint_and_complete(tmp_path: Path) -> None:
     write_shards(tmp_path)
     train, val = (captions(build(tmp_path, split, val_share=0.3)) for split in ("train", "val"))
