@@ -143,8 +143,17 @@ def free_memory(device: torch.device) -> int:
         return int(torch.cuda.mem_get_info(device)[0])
     left: float = inf
     with suppress(OSError, ValueError):  # no container, or one without a limit ("max")
-        left = int((CGROUP / "memory.max").read_text()) - int((CGROUP / "memory.current").read_text())
+        left = max(0, int((CGROUP / "memory.max").read_text()) - _held_in_container())
     return int(min(left, psutil.virtual_memory().available))
+
+
+def _held_in_container() -> int:
+    """Bytes that the container holds for good: cached files that are not in use, which count too, are given up."""
+    held = int((CGROUP / "memory.current").read_text())
+    with suppress(OSError, ValueError):
+        lines = (CGROUP / "memory.stat").read_text().splitlines()
+        held -= next((int(line.split()[1]) for line in lines if line.startswith("inactive_file ")), 0)
+    return max(0, held)
 
 
 def _peak_memory(device: torch.device) -> int:

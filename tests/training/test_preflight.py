@@ -107,6 +107,12 @@ def test_a_container_limits_the_memory(tmp_path, monkeypatch):
     (tmp_path / "memory.max").write_text("3000\n")
     (tmp_path / "memory.current").write_text("1000\n")
     assert module.free_memory(CPU) == 2000 < free
+    (tmp_path / "memory.stat").write_text("anon 100\ninactive_anon 50\ninactive_file 600\nactive_file 200\n")
+    assert module.free_memory(CPU) == 2600  # cached files that are not in use make room
+    (tmp_path / "memory.current").write_text("3700\n")
+    assert module.free_memory(CPU) == 0  # the limit was lowered below what is held
+    (tmp_path / "memory.stat").write_text("inactive_file\n")
+    assert module.free_memory(CPU) == 0
     (tmp_path / "memory.max").write_text("max\n")
     assert module.free_memory(CPU) > 2000
 
