@@ -1,6 +1,7 @@
 """The networks that a stage of a run takes from others: of the run itself, of its base model, or of the shipped one."""
 
-from dataclasses import fields, replace
+import json
+from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,13 @@ import torch
 from torch import nn
 
 from ldm.autoencoders import Autoencoder
-from ldm.config import load
+from ldm.config import load, to_dict
 from ldm.files import check_folder, load_weights, settled
 from ldm.folders import CONFIG, latent_fingerprint, load_autoencoder, load_text, shipped_model
 from ldm.run import Run
-from ldm.text.clip import Architecture, ClipText
+from ldm.text.clip import Architecture, ClipConfig, ClipText
+
+AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train_clip.py"
 
 
 def start_autoencoder(run: Run, network: Autoencoder) -> None:
@@ -43,19 +46,30 @@ def start_denoiser(base: Path, network: nn.Module, autoencoder: Autoencoder) -> 
 
 
 def frozen_autoencoder(run: Run, device: torch.device) -> tuple[Run, Autoencoder]:
-    """The autoencoder that a stage builds on, and the run as it is with it."""
-    folder = _stage(run, "autoencoder", "scripts/train_autoencoder.py")
+    """The autoencoder that a stage builds on, and the run as it is with it.
+
+    Raises:
+        ValueError: the one in the run's folder, or the base's or the shipped one, has other settings than the run.
+    """
+    folder = _stage(run, "autoencoder", AUTOENCODER_SCRIPT)
     autoencoder, made_by = load_autoencoder(folder, device)
+    _check_own(run, "autoencoder", folder, _network(made_by, "autoencoder"), AUTOENCODER_SCRIPT)
     return replace(run, autoencoder=made_by.autoencoder, bottleneck=made_by.bottleneck), autoencoder
 
 
 def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
-    """The autoencoder and the text encoder that the denoiser builds on, and the run as it is with them."""
+    """The autoencoder and the text encoder that the denoiser builds on, and the run as it is with them.
+
+    Raises:
+        ValueError: one in the run's folder, or the base's or the shipped one, has other settings than the run.
+    """
     run, autoencoder = frozen_autoencoder(run, device)
     if run.text.model:
         text = run.text.build(run.data.size).to(device)
     else:
-        text = load_text(_stage(run, "text", "scripts/train_clip.py"), device)
+        folder = _stage(run, "text", TEXT_SCRIPT)
+        text = load_text(folder, device)
+        _check_own(run, "text", folder, _text_network(text.architecture), TEXT_SCRIPT)
     return run, autoencoder, text
 
 
@@ -74,8 +88,39 @@ def _stage(run: Run, name: str, script: str) -> Path:
     return base / name
 
 
-def _network(run: Run, stage: str) -> Any:
-    """The part of the configuration that settles the network of a stage."""
-    if stage == "autoencoder":
-        return run.autoencoder, run.bottleneck.network  # a penalty's weight does not change what comes out
-    return [getattr(run.text, f.name) for f in fields(Architecture) if hasattr(run.text, f.name)]
+def _check_own(run: Run, name: str, folder: Path, found: dict[str, Any], script: str) -> None:
+    """Raise ValueError where the stage in the run's own ``folder`` has other settings ``found`` than the run asks for.
+
+    One of the base or of the shipped model was compared when it was chosen.
+    """
+    asked = _network(run, name)
+    other = {key: value for key, value in found.items() if asked.get(key) != value}
+    if folder.parent == Path(run.out) and other:
+        first, *_ = other
+        instead = f"{first}={_plain(asked[first])}" if first in asked else "another network"
+        named = " ".join(f"{key}={_plain(value)}" for key, value in other.items())
+        raise ValueError(
+            f"{folder} was trained with {first}={_plain(other[first])}, and this run asks for {instead}: "
+            f"give {named} to build on it, or train one of this run's own with {script}"
+        )
+
+
+def _network(run: Run, stage: str) -> dict[str, Any]:
+    """The settings, by name, that settle the network of a stage."""
+    if stage == "text":
+        return _text_network(run.text)
+    _, bottleneck = run.bottleneck.network  # a penalty's weight does not change what comes out
+    parts = {"autoencoder": asdict(run.autoencoder), "bottleneck": {"name": to_dict(run)["bottleneck"]["name"]}}
+    parts["bottleneck"] |= bottleneck
+    return {f"{part}.{name}": value for part, settings in parts.items() for name, value in settings.items()}
+
+
+def _text_network(described: ClipConfig | Architecture) -> dict[str, Any]:
+    """Those of a text encoder: not those of its training alone."""
+    names = [f.name for f in fields(Architecture) if f.name in ClipConfig.__dataclass_fields__]
+    return {f"text.{name}": getattr(described, name) for name in names}
+
+
+def _plain(value: Any) -> str:
+    """``value`` as it is written after key= on a command line."""
+    return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
