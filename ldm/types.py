@@ -171,6 +171,10 @@ class TextEncoder(Protocol):
     context_length: int  # tokens that a caption may have
     truncated: int  # captions cut to it so far
 
+    def tokenize(self, captions: list[str]) -> Tensor:
+        """Rows of its table of tokens (B, L); those that were cut are counted in ``truncated``, as in a call."""
+        ...
+
     def __call__(self, captions: list[str]) -> Condition: ...
 
 

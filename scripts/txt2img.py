@@ -62,10 +62,7 @@ def main() -> None:
     precision = args.precision or (again.precision if again is not None else "fp32")
     negative = again.negative_prompt if again is not None else ""
     negative = args.negative_prompt if args.negative_prompt is not None else negative
-    model.text([*dict.fromkeys(prompts)])
-    if model.text.truncated:
-        cut, most = model.text.truncated, model.text.context_length
-        print(f"note: prompts cut to the {most} tokens that the model reads: {cut}", file=sys.stderr)
+    tell_cut(prompts, negative, model)
     steer, steering = given_steering(args, model)
     if again is not None and again.steering and not steering:
         print(
@@ -99,10 +96,11 @@ def main() -> None:
                 steering=steering,
             )
             path, number = save_image(to_images(image)[0], settings, args.outdir, number)
-            images.append(image)
+            if args.grid:
+                images.append(image)
             paths.append(path)
     taken = time.perf_counter() - began
-    print(f"{len(images)} images in {taken:.1f} s, {len(images) / taken:.2f} a second: {paths[0]} to {paths[-1]}")
+    print(f"{len(paths)} images in {taken:.1f} s, {len(paths) / taken:.2f} a second: {paths[0]} to {paths[-1]}")
     if args.grid:
         columns = args.n_samples if args.n_samples > 1 else min(4, len(images))
         path = paths[0].with_name(f"grid-{paths[0].stem}.png")
@@ -121,6 +119,16 @@ def read_prompts(args: argparse.Namespace, again: Settings | None) -> list[str]:
     if not prompts:
         raise ValueError('nothing to draw; give --prompt "a red star left of a blue ring", --from-file or --from-image')
     return prompts
+
+
+def tell_cut(prompts: list[str], negative: str, model: TextToImage) -> None:
+    """Say of how many prompts, and of the negative one, the model does not read the end."""
+    for what, texts in (("prompts", [*dict.fromkeys(prompts)]), ("negative prompt", [negative])):
+        before = model.text.truncated
+        model.text.tokenize(texts)
+        if cut := model.text.truncated - before:
+            most = model.text.context_length
+            print(f"note: {what} cut to the {most} tokens that the model reads: {cut}", file=sys.stderr)
 
 
 def settle(

@@ -28,6 +28,7 @@ from ldm.folders import load_model
 from ldm.metadata import read_settings
 from ldm.run import Run
 from ldm.sampling import Sampling
+from ldm.text.clip import ClipText
 from ldm.training.checkpoint import newest
 from ldm.training.log import read
 
@@ -364,6 +365,23 @@ def test_the_model_that_comes_with_the_package_draws(tmp_path):
     status, _, errors = call("txt2img.py", "--prompt", "a red star", "--steps", 2, "--outdir", tmp_path)
     assert status == 0, errors
     assert pixels(tmp_path / "00000.png").shape == (64, 64, 3)
+
+
+def test_prompts_that_are_cut_are_told_and_read_no_more_at_once_than_images_are_drawn(tmp_path, monkeypatch):
+    read, at_once = ClipText.forward, []
+
+    def forward(text, captions):
+        at_once.append(len(captions))
+        return read(text, captions)
+
+    monkeypatch.setattr(ClipText, "forward", forward)
+    prompts = ["a star", "a ring " * 40, "a ring " * 40, "a heart " * 40]
+    drawing = ("--steps", 2, "--batch", 2, "--negative-prompt", "blue " * 40, "--outdir", tmp_path)
+    status, _, errors = call("txt2img.py", "--prompt", *prompts, *drawing)
+    assert status == 0, errors
+    assert re.search(r"^note: prompts cut to the 32 tokens that the model reads: 2$", errors, re.MULTILINE)
+    assert re.search(r"^note: negative prompt cut to the 32 tokens that the model reads: 1$", errors, re.MULTILINE)
+    assert max(at_once) == 2
 
 
 def last_step(log):
