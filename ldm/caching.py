@@ -18,8 +18,11 @@ from ldm.text.clip import ClipText
 from ldm.training.preflight import check_disk, in_bytes, in_time
 
 
-def cache_pays(run: Run, data: Any) -> bool:
-    """Whether to train from a cache: if asked to, if there is one, or if images are fixed and all of them met."""
+def cache_pays(run: Run, data: Any, num_processes: int) -> bool:
+    """Whether to train from a cache: if asked to, if there is one, or if images are fixed and all of them met.
+
+    Each of ``num_processes`` that train together takes batches of its own.
+    """
     if run.cache.use != "auto":
         return run.cache.use == "always"
     if _has_cache(run):
@@ -27,7 +30,7 @@ def cache_pays(run: Run, data: Any) -> bool:
     if isinstance(data, IterableDataset) or not data.fixed:
         return False
     config = run.train_ldm
-    return config.steps * config.batch * config.accumulate >= len(data)
+    return config.steps * config.batch * config.accumulate * num_processes >= len(data)
 
 
 def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any) -> LatentDataset:

@@ -106,9 +106,10 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     network = build_denoiser(run, autoencoder, text).to(device)
     if run.base and not saved(_training(run, DenoiserTask.name) / "state"):
         start_denoiser(Path(run.base), network, autoencoder)
-    if start.scratch and cache_pays(run, train_data):
+    cached = cache_pays(run, train_data, processes(device).num_processes)
+    if cached and start.scratch:
         train_data = cache_a_few(run, autoencoder, text, train_data, start.scratch)
-    elif cache_pays(run, train_data):
+    elif cached:
         with processes(device).main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
