@@ -86,7 +86,7 @@ def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
 
 
 def save_prior(network: CodePrior, run: Run, autoencoder: str, folder: Path) -> None:
-    """``autoencoder`` is the fingerprint of the one whose codes it knows."""
+    """``autoencoder`` is the fingerprint, but for the decoder, of the one whose codes it knows."""
     with whole_folder(folder) as staged:
         (staged / CONFIG).write_text(to_yaml(run))
         (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")
@@ -101,7 +101,7 @@ def load_prior(folder: Path, autoencoder: Autoencoder) -> CodePrior:
         ValueError: it knows the codes of another autoencoder, or this one has none.
     """
     check_folder(folder)
-    if json.loads((folder / MADE_FROM).read_text())["autoencoder"] != fingerprint(autoencoder):
+    if json.loads((folder / MADE_FROM).read_text())["autoencoder"] != latent_fingerprint(autoencoder):
         raise ValueError(f"{folder} was trained on the codes of another autoencoder; train one with train_prior.py")
     network = load(Run, folder / CONFIG).prior.build(num_codes(autoencoder.bottleneck))
     load_weights(network, folder / "prior.safetensors")
@@ -132,7 +132,7 @@ def _hash(state: dict[str, Tensor]) -> str:
 
 
 def latent_fingerprint(autoencoder: Autoencoder) -> str:
-    """A short hash of all that its latents depend on: of everything but the decoder, which may be trained further."""
+    """A short hash of all that its latents and codes depend on: all but the decoder, which may be trained further."""
     return _hash({key: value for key, value in autoencoder.state_dict().items() if not key.startswith("decoder.")})
 
 

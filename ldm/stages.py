@@ -174,7 +174,7 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         pictures = min(pictures, config.batch * config.accumulate)
     train = codes_of(autoencoder, run.data.build("train"), pictures, config)
     val = codes_of(autoencoder, run.data.build("val"), config.validate_samples, config)
-    made_from = {"autoencoder": fingerprint(autoencoder), "number of pictures": str(run.prior.pictures)}
+    made_from = {"autoencoder": latent_fingerprint(autoencoder), "number of pictures": str(run.prior.pictures)}
 
     def save(net: CodePrior) -> None:
         save_prior(net, run, made_from["autoencoder"], folder)

@@ -1,6 +1,7 @@
 """Training a prior: what it learns, what it leaves, what it goes on from, and what it is refused for."""
 
 import shutil
+from contextlib import nullcontext
 from functools import cache
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from ldm.autoencoders.codes import decode_codes, encode_codes
 from ldm.config import load
 from ldm.data.loader import first_batches
 from ldm.files import BrokenFile, read_tensors
-from ldm.folders import load_autoencoder, load_prior
+from ldm.folders import load_autoencoder, load_prior, save_autoencoder
 from ldm.priors import CodePrior, PriorConfig
 from ldm.run import Run
 from ldm.stages import train_autoencoder, train_prior
@@ -97,6 +98,22 @@ def test_a_prior_of_another_autoencoder_is_refused(vq):
         autoencoder.bottleneck.codebook[0] += 1
     with pytest.raises(ValueError, match=r"codes of another autoencoder; train one with train_prior.py"):
         load_prior(Path(vq.out, "prior"), autoencoder)
+
+
+@pytest.mark.parametrize(("part", "known"), [("decoder", True), ("encoder", False)])
+def test_a_prior_knows_the_codes_of_an_autoencoder_whose_decoder_was_trained_further(vq, tmp_path, part, known):
+    for name in ("autoencoder", "prior", "training"):
+        shutil.copytree(Path(vq.out, name), tmp_path / name)
+    autoencoder, made_by = load_autoencoder(tmp_path / "autoencoder")
+    with torch.no_grad():
+        next(getattr(autoencoder, part).parameters()).mul_(2)
+    save_autoencoder(autoencoder, made_by, tmp_path / "autoencoder")
+    for goes_on in (
+        lambda: load_prior(tmp_path / "prior", autoencoder),
+        lambda: train_prior(configured("vq", tmp_path, "train_prior.steps=5"), CPU),
+    ):
+        with nullcontext() if known else pytest.raises(ValueError, match="another autoencoder"):
+            goes_on()
 
 
 def test_an_altered_prior_is_refused_and_the_file_is_named(vq, tmp_path):
