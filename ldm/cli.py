@@ -114,6 +114,12 @@ def weight_in(option: str, weight: str, prompt: str) -> float:
     return found
 
 
+def check_seed(first: int, count: int) -> None:
+    """Raise ValueError unless ``first``, and the ``count`` seeds that count up from it, are within what is taken."""
+    if not 0 <= first <= 2**63 - count:
+        raise ValueError(f"--seed {first} is not a number from 0 to 2^63 - {count}")
+
+
 def given_sampling(args: argparse.Namespace) -> list[str]:
     """What of a ``Sampling`` the options settle, as overrides of it."""
     given = [f"{key}={getattr(args, name)}" for name, key in SHORT.items() if getattr(args, name) is not None]

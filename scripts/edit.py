@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli import add_sampling, device_of, given_sampling, one_line_errors
+from ldm.cli import add_sampling, check_seed, device_of, given_sampling, one_line_errors
 from ldm.data.transforms import BrokenSample, read_image, to_tensor
 from ldm.editing import (
     Blur,
@@ -95,6 +95,7 @@ def main() -> None:
     args = parse()
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
+    check_seed(args.seed, args.n_samples)
     image = read(args.image)
     model = load_model(args.ckpt or shipped_model(), device_of(args.device))
     model.sampling = model.sampling.but(*given_sampling(args))

@@ -13,6 +13,7 @@ from ldm.cli import (
     SHORT,
     add_sampling,
     add_steering,
+    check_seed,
     device_of,
     given_sampling,
     given_steering,
@@ -77,6 +78,7 @@ def main() -> None:
             file.writelines(f"{prompt.text}\n" for prompt in prompts)
         print(f"{len(prompts)} prompts in {args.write_prompts}")
         return
+    check_seed(args.seed, len(prompts))
     out, sources = check_out(args.out), read_sources(args)
     reference = read_folder(args.reference) if args.reference else None
     asked = sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:10]

@@ -20,7 +20,7 @@ from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.bottlenecks import Gaussian
 from ldm.autoencoders.codes import books, decode_codes, map_sizes
 from ldm.autoencoders.walks import PATHS, informative, traversals
-from ldm.cli import DEVICE_HELP, device_of, one_line_errors
+from ldm.cli import DEVICE_HELP, check_seed, device_of, one_line_errors
 from ldm.data.loader import first_batches
 from ldm.data.transforms import BrokenSample, Transform, read_image
 from ldm.folders import load_autoencoder, load_prior, shipped_model
@@ -96,8 +96,7 @@ def main() -> None:
     args.count = COUNTS[args.what] if args.count is None else args.count
     if args.count < 1:
         raise ValueError(f"--count {args.count} is not at least 1")
-    if not 0 <= args.seed < 2**63 - args.count:
-        raise ValueError(f"--seed {args.seed} is not a number from 0 to 2^63 - 1")
+    check_seed(args.seed, args.count)
     given = args.model or shipped_model()
     folder = given / "autoencoder" if (given / "autoencoder").is_dir() else given
     autoencoder, run = load_autoencoder(folder, device_of(args.device))

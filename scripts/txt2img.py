@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ldm.cli import add_sampling, add_steering, device_of, given_sampling, given_steering, one_line_errors
+from ldm.cli import add_sampling, add_steering, check_seed, device_of, given_sampling, given_steering, one_line_errors
 from ldm.config import from_dict, to_dict
 from ldm.data.transforms import to_images
 from ldm.files import make_writable
@@ -53,6 +53,7 @@ def main() -> None:
     folder = args.ckpt or shipped_model()
     model = load_model(folder, device_of(args.device))
     sampling, size, seed = settle(args, given, again, model)
+    check_seed(seed, len(prompts) * args.n_samples)
     model.latent_size(size)  # refuses a size that does not fit before anything is drawn
     make_writable(args.outdir)  # a folder that takes no file is noticed here, before anything is drawn
     number = next_number(args.outdir)
@@ -142,8 +143,6 @@ def settle(
     sampling = sampling.but(*given)
     size = (args.height if args.height is not None else size[0], args.width if args.width is not None else size[1])
     seed = args.seed if args.seed is not None else seed
-    if not 0 <= seed < 2**63:
-        raise ValueError(f"--seed {seed} is not a number from 0 to 2^63 - 1")
     return sampling, size, seed
 
 
