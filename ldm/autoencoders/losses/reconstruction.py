@@ -28,7 +28,7 @@ class ReconstructionConfig:
     l1: float = 1.0  # |x - y|: but for a constant -log Laplace(x; y, 1)
     l2: float = 0.0  # (x - y)^2: likewise -log N(x; y, 1/2)
     lpips: float = 0.0  # perceptual distance (arXiv:1801.03924), of images of 32 pixels and up
-    ms_ssim: float = 0.0  # 1 - the similarity of structure, of images of 16 pixels and up
+    ms_ssim: float = 0.0  # 1 - the similarity of structure, of images of 11 pixels and up
     gaussian: float = 0.0  # -log N(x; y, scale^2), a density of image values
     laplace: float = 0.0  # -log Laplace(x; y, scale), likewise
     bernoulli: float = 0.0  # of black or white, (y + 1) / 2 the probability of white; wants autoencoder.bounded
