@@ -120,6 +120,12 @@ def check_seed(first: int, count: int) -> None:
         raise ValueError(f"--seed {first} is not a number from 0 to 2^63 - {count}")
 
 
+def read_lines(path: Path) -> list[str]:
+    """The prompts of a text file, one on each line, stripped and without empty ones; bytes not UTF-8 are replaced."""
+    lines = path.read_text(encoding="utf-8-sig", errors="replace").splitlines()
+    return [line.strip() for line in lines if line.strip()]
+
+
 def given_sampling(args: argparse.Namespace) -> list[str]:
     """What of a ``Sampling`` the options settle, as overrides of it."""
     given = [f"{key}={getattr(args, name)}" for name, key in SHORT.items() if getattr(args, name) is not None]

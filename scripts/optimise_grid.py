@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli import device_of, one_line_errors
+from ldm.cli import device_of, one_line_errors, read_lines
 from ldm.config import load
 from ldm.evaluation.grid_search import optimised_times
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
@@ -35,16 +35,14 @@ def main() -> None:
     parser.add_argument("--device", default="", help="cpu, cuda, ...")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model with its new settings")
     args = parser.parse_args()
+    if args.sampler not in WITHOUT_NOISE:
+        raise ValueError(f"--sampler {args.sampler} is not one without noise; use one of {', '.join(WITHOUT_NOISE)}")
+    prompts = read_lines(args.from_file) if args.from_file else [p.text for p in prompt_set(2, TRAINING_SEED)]
+    if not prompts:
+        raise ValueError(f"{args.from_file} holds no prompt; write one on each line")
     folder = args.model or shipped_model()
     model = load_model(folder, device_of(args.device))
-    prompts = (
-        [*filter(None, args.from_file.read_text().splitlines())]
-        if args.from_file
-        else [p.text for p in prompt_set(2, TRAINING_SEED)]
-    )
     few = model.sampling.but(f"sampler={args.sampler}", "grid=uniform", f"sample.steps={args.steps}")
-    if args.sampler not in WITHOUT_NOISE:
-        raise ValueError(f"--sampler {args.sampler} draws noise as it goes; use one of {', '.join(WITHOUT_NOISE)}")
     if getattr(few.sampler, "eta", 0.0):
         few = few.but("sampler.eta=0")
     exact = latents(model, prompts, model.sampling.but(*FINE))

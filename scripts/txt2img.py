@@ -9,7 +9,16 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from ldm.cli import add_sampling, add_steering, check_seed, device_of, given_sampling, given_steering, one_line_errors
+from ldm.cli import (
+    add_sampling,
+    add_steering,
+    check_seed,
+    device_of,
+    given_sampling,
+    given_steering,
+    one_line_errors,
+    read_lines,
+)
 from ldm.config import from_dict, to_dict
 from ldm.data.transforms import to_images
 from ldm.files import make_writable
@@ -113,8 +122,7 @@ def read_prompts(args: argparse.Namespace, again: Settings | None) -> list[str]:
     """The prompts of the command line and of the file, in that order; those of an image where neither is given."""
     prompts = list(args.prompt)
     if args.from_file:
-        lines = args.from_file.read_text(encoding="utf-8-sig", errors="replace").splitlines()
-        prompts += [line.strip() for line in lines if line.strip()]
+        prompts += read_lines(args.from_file)
     if again is not None and not prompts:
         prompts = [again.prompt]
     if not prompts:

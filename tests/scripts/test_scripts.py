@@ -19,6 +19,7 @@ from calls import SCRIPTS, assert_one_line, call
 from conftest import TINY
 from PIL import Image
 
+from ldm.cli import read_lines
 from ldm.config import from_dict, load
 from ldm.data.scene import TRAINED
 from ldm.diffusion.learned import ListedConfig
@@ -228,6 +229,25 @@ def test_levels_found_for_a_model_are_written_with_it(chain, tmp_path):
     sampling = load_model(tmp_path / "model").sampling
     assert len(sampling.grid.times) == sampling.sample.steps == 3
     assert f"written to {tmp_path / 'model'}" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--sampler", "ddpm"], "--sampler ddpm is not one without noise; use one of ddim, euler"),
+        (["--from-file", "empty.txt"], "empty.txt holds no prompt"),
+        (["--from-file", "none.txt"], "none.txt"),
+    ],
+)
+def test_a_mistake_in_looking_for_levels_is_told_before_the_model_is_read(options, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "empty.txt").write_text("\ufeff \n\t\n", encoding="utf-8")
+    assert_one_line(call("optimise_grid.py", "nowhere", *options, "--out", "out"), says)
+
+
+def test_prompts_are_read_alike_on_every_platform(tmp_path):
+    (tmp_path / "prompts.txt").write_bytes("\ufeffa ring\r\n\r\n  étoile \n".encode() + b"\xff star")
+    assert read_lines(tmp_path / "prompts.txt") == ["a ring", "étoile", "\ufffd star"]
 
 
 def test_a_learned_schedule_is_printed_as_settings_of_a_training(chain):
