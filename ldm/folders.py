@@ -23,7 +23,7 @@ from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import num_codes
 from ldm.config import load, to_yaml
 from ldm.denoisers.classifier import Classifier
-from ldm.files import BrokenFile, check_folder, load_weights, save_tensors, settled, whole_folder
+from ldm.files import MANIFEST, BrokenFile, check_folder, load_weights, save_tensors, settled, whole_folder
 from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
@@ -118,17 +118,22 @@ def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: 
                 raise ValueError(f"{whose} was trained on another noise schedule; train one for this model")
 
 
+def digest(folder: Path) -> str:
+    """A short hash of a model folder's manifest, and so of all its files."""
+    return sha256((folder / MANIFEST).read_bytes()).hexdigest()[:10]
+
+
 def fingerprint(network: nn.Module) -> str:
     """A short hash of all weights and buffers."""
     return _hash(network.state_dict())
 
 
 def _hash(state: dict[str, Tensor]) -> str:
-    digest = sha256()
+    found = sha256()
     for key, value in sorted(state.items()):
-        digest.update(key.encode())
-        digest.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()[:16]
+        found.update(key.encode())
+        found.update(value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 def latent_fingerprint(autoencoder: Autoencoder) -> str:

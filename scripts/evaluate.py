@@ -25,7 +25,7 @@ from ldm.evaluation.evaluation import Drawer, score_model, score_pictures, with_
 from ldm.evaluation.general import Sources
 from ldm.evaluation.prompts import prompt_set, read_prompts
 from ldm.evaluation.report import Report, check_out, write_report
-from ldm.folders import CONFIG, load_model, shipped_model
+from ldm.folders import CONFIG, digest, load_model, shipped_model
 from ldm.run import Run
 from ldm.sampling import Sampling
 
@@ -138,8 +138,7 @@ def read_sources(args: argparse.Namespace) -> Sources:
 
 def described(folder: Path) -> dict[str, Any]:
     """Which model: the end of its path, for every run calls its own "model", and the hash of its manifest."""
-    digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()[:10]
-    return {"model": "/".join(folder.resolve().parts[-2:]), "hash": digest}
+    return {"model": "/".join(folder.resolve().parts[-2:]), "hash": digest(folder)}
 
 
 def drawing(draw: Drawer) -> dict[str, Any]:

@@ -3,7 +3,6 @@
 import argparse
 import sys
 import time
-from hashlib import sha256
 from pathlib import Path
 
 import torch
@@ -22,7 +21,7 @@ from ldm.cli import (
 from ldm.config import from_dict, to_dict
 from ldm.data.transforms import to_images
 from ldm.files import make_writable
-from ldm.folders import load_model, shipped_model
+from ldm.folders import digest, load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
 from ldm.pictures import grid
 from ldm.pipeline import TextToImage
@@ -66,8 +65,8 @@ def main() -> None:
     model.latent_size(size)  # refuses a size that does not fit before anything is drawn
     make_writable(args.outdir)  # a folder that takes no file is noticed here, before anything is drawn
     number = next_number(args.outdir)
-    digest = sha256((folder / "manifest.json").read_bytes()).hexdigest()[:10]
-    if again is not None and again.model_hash != digest:
+    model_hash = digest(folder)
+    if again is not None and again.model_hash != model_hash:
         print(f"note: the image was drawn by another model ({again.model}, {again.model_hash})", file=sys.stderr)
     precision = args.precision or (again.precision if again is not None else "fp32")
     negative = again.negative_prompt if again is not None else ""
@@ -102,7 +101,7 @@ def main() -> None:
                 sampling=to_dict(sampling),
                 precision=precision,
                 model=folder.resolve().name,
-                model_hash=digest,
+                model_hash=model_hash,
                 steering=steering,
             )
             path, number = save_image(to_images(image)[0], settings, args.outdir, number)

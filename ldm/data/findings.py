@@ -71,6 +71,8 @@ class Cache:
 
 @dataclass
 class Findings:
+    """What a look through a data set found."""
+
     path: str
     kind: str
     size: int

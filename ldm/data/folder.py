@@ -29,6 +29,8 @@ class FolderConfig(SplitOptions):
 
 
 class Folder(ImageFiles):
+    """Pictures under a folder, each with the captions that stand beside it."""
+
     def __init__(self, config: FolderConfig, split: str) -> None:
         self.root = Path(config.path).expanduser()
         if not config.path or not self.root.is_dir():

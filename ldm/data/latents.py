@@ -47,6 +47,8 @@ class CachedSample(NamedTuple):
 
 @dataclass
 class CacheConfig:
+    """When latents are kept, and in what portions."""
+
     use: str = "auto"  # auto (where every image would be encoded more than once) | always | never
     batch: int = 64  # images encoded at once
     shard: int = 16_384  # latents a file

@@ -57,6 +57,8 @@ class Statement:
 
 @dataclass(frozen=True)
 class Object:
+    """One shape; lengths in units of a 64 px picture's pixels."""
+
     shape: str
     color: str
     size: str
@@ -67,6 +69,8 @@ class Object:
 
 @dataclass(frozen=True)
 class Scene:
+    """What is in a picture."""
+
     background: str
     objects: tuple[Object, ...]
 

@@ -49,6 +49,8 @@ class ShapesConfig:
 
 
 class Shapes:
+    """Drawn pictures with captions; sample i is a function of (seed, i)."""
+
     fixed = True
 
     def __init__(self, config: ShapesConfig, split: str) -> None:

@@ -86,6 +86,8 @@ class Headers:
 
 
 class Shards(ImageFiles):
+    """The samples of local archives, by an index of each that is made once."""
+
     def __init__(self, config: ShardsConfig, split: str) -> None:
         self.shards = find_shards(config.path)
         indices = [index_shard(shard) for shard in self.shards]

@@ -27,6 +27,8 @@ FIT_STEPS, FIT_TIMES, FIT_RATE = 500, 256, 0.03  # of Adam, of a batch, and its 
 
 @dataclass
 class LearnedConfig:
+    """A monotone network for -log SNR between two ends: linear, and a hidden layer that bends the line."""
+
     gamma_0: float = -13.3  # -log SNR at t = 0
     gamma_1: float = 5.0  # at t = 1
     units: int = 1_024

@@ -11,7 +11,7 @@ def eps(level: Level) -> tuple[Scalar, Scalar]:
 
 
 def x0(level: Level) -> tuple[Scalar, Scalar]:
-    """The clean latent, F = x0."""
+    """The clean latent, F = x0 (Ho et al. 2020, arXiv:2006.11239, Sec. 3.2; Salimans & Ho 2022, arXiv:2202.00512)."""
     return 1.0, 0.0
 
 

@@ -20,6 +20,8 @@ from torch.nn import functional as F
 
 @dataclass
 class PixelCNNConfig:
+    """Sizes of one level's network."""
+
     width: int = 96  # D
     layers: int = 8  # each lets a code know of R rows and columns more
     kernel: int = 3  # 2 R + 1, odd

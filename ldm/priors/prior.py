@@ -20,6 +20,8 @@ MAX_CODES = 65_536  # of a level, each with its own row of the tables at both en
 
 @dataclass
 class PriorConfig(PixelCNNConfig):
+    """Sizes of the networks, the same at every level, and how many pictures they learn from."""
+
     pictures: int = 20_000  # of the training set, at most, whose codes are learned: taken once and kept in memory
 
     def __post_init__(self) -> None:

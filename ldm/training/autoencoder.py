@@ -22,6 +22,8 @@ MEASURED = 2_048  # images over which the latents' mean and std are taken
 
 
 class AutoencoderTask(DataTask):
+    """Reconstruct pictures through the bottleneck, at its price and those of ``robustness``."""
+
     name = "autoencoder"
     network: Autoencoder
 

@@ -25,6 +25,8 @@ MAX_LOGIT_SCALE = log(100)  # CLIP's bound on the learned temperature (Sec. 2.5)
 
 
 class ClipTask(DataTask):
+    """Tell which caption is whose picture's, and redraw the picture coarsely where that is weighed."""
+
     name = "clip"
     network: TrainedClip
 

@@ -4,14 +4,17 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS, ImageNoise
 from ldm.types import Prediction
 
-TEXT = (Path(__file__).parents[2] / "docs" / "extending.md").read_text()
-FILE, LINE = re.findall(r"```python\n(.*?)```", TEXT, re.DOTALL)
+ROOT = Path(__file__).parents[2]
+PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
+FILE, LINE = PYTHON.findall((ROOT / "docs" / "extending.md").read_text())
+(SHORT,) = PYTHON.findall((ROOT / "README.md").read_text())
 MEAN, STD = 0.6, 0.5
 
 
@@ -58,3 +61,14 @@ def test_the_documented_sampler_is_better_than_euler(table):
 def test_the_documented_sampler_refuses_what_it_says(table):
     with pytest.raises(ValueError, match="try where=0.5"):
         table["midpoint"](where=1.0)
+
+
+def test_the_readmes_sampler_is_eulers_method_in_ten_lines():
+    namespace = {"__name__": "mine"}
+    exec(compile(SHORT, "README.md", "exec"), namespace)
+    assert len(list(filter(str.strip, SHORT.splitlines()))) <= 10
+    noise = ImageNoise([0], (1, 10, 10))
+    start, grid = noise(), uniform(SCHEDULES["cosine"]().build(), 20)
+    torch.testing.assert_close(
+        namespace["MineConfig"]()(gaussian, start, grid, noise), SAMPLERS["ddim"]()(gaussian, start, grid, noise)
+    )

@@ -22,6 +22,8 @@ MAX_CODES = 2**63 - 1  # that an int64 can number
 
 @dataclass
 class FSQConfig(BottleneckConfig):
+    """Finite scalar quantisation: every channel is rounded to one of a few levels; no codebook."""
+
     levels: list[int] = field(default_factory=lambda: [5])  # of each latent channel; a single one is that of all
 
     def __post_init__(self) -> None:

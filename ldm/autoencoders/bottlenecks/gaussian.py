@@ -54,6 +54,8 @@ class KLConfig(BottleneckConfig):
 
 
 class Gaussian(Bottleneck):
+    """Mean and log-variance in, a draw of N(mean, variance) out, with its price in KL to N(0, I)."""
+
     def __init__(
         self, channels: int, weight: float, *, std: float = 0.0, free_bits: float = 0.0, warmup: int = 0
     ) -> None:

@@ -38,6 +38,8 @@ class SparseConfig(BottleneckConfig):
 
 
 class Sparse(Bottleneck):
+    """Sigmoid units whose means over a batch are driven to a small share, by a KL."""
+
     def __init__(self, channels: int, config: SparseConfig) -> None:
         super().__init__()
         self.features, self.config = channels, config

@@ -49,6 +49,8 @@ class ReconstructionConfig:
 
 
 class ReconstructionLoss(nn.Module):
+    """The sum of the terms that its configuration weighs, of images in [-1, 1]; see ``ReconstructionConfig``."""
+
     def __init__(self, config: ReconstructionConfig, lpips: nn.Module | None = None) -> None:
         super().__init__()
         if config.lpips and lpips is None:
