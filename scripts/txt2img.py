@@ -3,6 +3,8 @@
 import argparse
 import sys
 import time
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -24,7 +26,7 @@ from ldm.files import make_writable
 from ldm.folders import digest, load_model, shipped_model
 from ldm.metadata import Settings, next_number, read_settings, save_image
 from ldm.pictures import grid
-from ldm.pipeline import TextToImage
+from ldm.pipeline import Steer, TextToImage
 from ldm.sampling import Sampling
 
 
@@ -57,53 +59,39 @@ def main() -> None:
     prompts = read_prompts(args, again)
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
-    given = given_sampling(args)
     folder = args.ckpt or shipped_model()
     model = load_model(folder, device_of(args.device))
-    sampling, size, seed = settle(args, given, again, model)
-    check_seed(seed, len(prompts) * args.n_samples)
-    model.latent_size(size)  # refuses a size that does not fit before anything is drawn
-    make_writable(args.outdir)  # a folder that takes no file is noticed here, before anything is drawn
-    number = next_number(args.outdir)
-    model_hash = digest(folder)
-    if again is not None and again.model_hash != model_hash:
-        print(f"note: the image was drawn by another model ({again.model}, {again.model_hash})", file=sys.stderr)
-    precision = args.precision or (again.precision if again is not None else "fp32")
-    negative = again.negative_prompt if again is not None else ""
-    negative = args.negative_prompt if args.negative_prompt is not None else negative
-    tell_cut(prompts, negative, model)
     steer, steering = given_steering(args, model)
-    if again is not None and again.steering and not steering:
-        print(
-            f"note: the image was steered ({again.steering}); give --classifier or --worse for the same",
-            file=sys.stderr,
-        )
+    first = settle(args, again, model)
+    first = replace(first, prompt=prompts[0], model=folder.resolve().name, model_hash=digest(folder), steering=steering)
+    check_seed(first.seed, len(prompts) * args.n_samples)
+    model.latent_size((first.height, first.width))  # refuses a size that does not fit before anything is drawn
+    make_writable(args.outdir)  # a folder that takes no file is noticed here, before anything is drawn
+    for note in (*cut(prompts, first.negative_prompt, model), *differences(first, again)):
+        print(f"note: {note}", file=sys.stderr)
+    draw(model, prompts, first, steer, args)
+
+
+def draw(
+    model: TextToImage, prompts: list[str], first: Settings, steer: Steer | None, args: argparse.Namespace
+) -> None:
+    """Write ``args.n_samples`` images of each prompt, with the settings of the ``first`` and seeds that count up."""
     repeated = [prompt for prompt in prompts for _ in range(args.n_samples)]
+    sampling, number = from_dict(Sampling, first.sampling), next_number(args.outdir)
     images, paths, began = [], [], time.perf_counter()
     with tqdm(total=len(repeated) * sampling.sample.steps, desc="drawing", unit="step", dynamic_ncols=True) as bar:
         drawn = model(
             repeated,
-            negative=negative,
-            seed=seed,
-            size=size,
+            negative=first.negative_prompt,
+            seed=first.seed,
+            size=(first.height, first.width),
             sampling=sampling,
-            precision=precision,
+            precision=first.precision,
             progress=bar.update,
             steer=steer,
         )
-        for prompt, (image, image_seed) in zip(repeated, drawn, strict=True):
-            settings = Settings(
-                prompt=prompt,
-                negative_prompt=negative,
-                seed=image_seed,
-                height=size[0],
-                width=size[1],
-                sampling=to_dict(sampling),
-                precision=precision,
-                model=folder.resolve().name,
-                model_hash=model_hash,
-                steering=steering,
-            )
+        for prompt, (image, seed) in zip(repeated, drawn, strict=True):
+            settings = replace(first, prompt=prompt, seed=seed)
             path, number = save_image(to_images(image)[0], settings, args.outdir, number)
             if args.grid:
                 images.append(image)
@@ -129,28 +117,46 @@ def read_prompts(args: argparse.Namespace, again: Settings | None) -> list[str]:
     return prompts
 
 
-def tell_cut(prompts: list[str], negative: str, model: TextToImage) -> None:
-    """Say of how many prompts, and of the negative one, the model does not read the end."""
+def settle(args: argparse.Namespace, again: Settings | None, model: TextToImage) -> Settings:
+    """How to draw: what the command line says, else the image, else the model; without a prompt as yet."""
+    plain = Settings(
+        prompt="",
+        negative_prompt="",
+        seed=0,
+        height=model.size[0],
+        width=model.size[1],
+        sampling=to_dict(model.sampling),
+        precision="fp32",
+        model="",
+        model_hash="",
+    )
+    start = again or plain
+    options = {
+        "negative_prompt": args.negative_prompt,
+        "seed": args.seed,
+        "height": args.height,
+        "width": args.width,
+        "precision": args.precision,
+    }
+    sampling = to_dict(from_dict(Sampling, start.sampling).but(*given_sampling(args)))
+    return replace(start, **{name: value for name, value in options.items() if value is not None}, sampling=sampling)
+
+
+def cut(prompts: list[str], negative: str, model: TextToImage) -> Iterator[str]:
+    """Of how many prompts, and whether of the negative one, the model does not read the end."""
     for what, texts in (("prompts", [*dict.fromkeys(prompts)]), ("negative prompt", [negative])):
         before = model.text.truncated
         model.text.tokenize(texts)
-        if cut := model.text.truncated - before:
-            most = model.text.context_length
-            print(f"note: {what} cut to the {most} tokens that the model reads: {cut}", file=sys.stderr)
+        if number := model.text.truncated - before:
+            yield f"{what} cut to the {model.text.context_length} tokens that the model reads: {number}"
 
 
-def settle(
-    args: argparse.Namespace, given: list[str], again: Settings | None, model: TextToImage
-) -> tuple[Sampling, tuple[int, int], int]:
-    """Sampling settings, (height, width) and seed: the command line's, else the image's, else the model's."""
-    sampling, size, seed = model.sampling, model.size, 0
-    if again is not None:
-        sampling = from_dict(Sampling, again.sampling)
-        size, seed = (again.height, again.width), again.seed
-    sampling = sampling.but(*given)
-    size = (args.height if args.height is not None else size[0], args.width if args.width is not None else size[1])
-    seed = args.seed if args.seed is not None else seed
-    return sampling, size, seed
+def differences(first: Settings, again: Settings | None) -> Iterator[str]:
+    """What keeps the ``first`` image from being the one that is to be drawn ``again``."""
+    if again is not None and again.model_hash != first.model_hash:
+        yield f"the image was drawn by another model ({again.model}, {again.model_hash})"
+    if again is not None and again.steering and not first.steering:
+        yield f"the image was steered ({again.steering}); give the options that steer so for the same"
 
 
 if __name__ == "__main__":
