@@ -89,6 +89,7 @@ class Plan(NamedTuple):
     steer: Steer | None = None
     walk: Walk = from_noise
     finish: Callable[[Tensor], Tensor] = lambda drawn: drawn
+    hole: Tensor | None = None  # (1, 1, H, W), 1 where the results are not given
 
 
 def main() -> None:
@@ -118,6 +119,10 @@ def main() -> None:
     if args.way == "restore":
         print(f"PSNR against the whole picture: of the measurement alone {decibels(image, plan.before[-1])} dB")
         print(f"of the restored pictures {', '.join(decibels(image, one) for one in results)} dB")
+    if plan.hole is not None:
+        inside = plan.hole.expand_as(image) > 0
+        cut = [one[inside].view(1, 1, 1, -1) for one in (image, *results)]
+        print(f"PSNR in the hole against the picture: {', '.join(decibels(cut[0], one) for one in cut[1:])} dB")
     args.out.parent.mkdir(parents=True, exist_ok=True)
     shown = [*plan.before, *results]
     grid(torch.cat(shown), columns=len(shown), path=args.out)
@@ -148,7 +153,7 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
         return torch.lerp(image, drawn, mask)
 
     steps = model.sampling.sample.steps
-    return Plan([image * (1 - mask)], "the picture without the hole", steps, steer, walk, finish)
+    return Plan([image * (1 - mask)], "the picture without the hole", steps, steer, walk, finish, mask)
 
 
 def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
