@@ -38,7 +38,7 @@ values of the configuration are set by key=value after the options:
 """
 
 
-def add_sampling(parser: Any) -> None:
+def add_sampling(parser: Any, precision: str = "fp32") -> None:
     """Options of how images are drawn; what is left out is as the model has it."""
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="see docs/samplers.md")
     parser.add_argument("--steps", "--ddim_steps", "--num_inference_steps", help="noise levels that it visits")
@@ -55,7 +55,7 @@ def add_sampling(parser: Any) -> None:
         help="any setting of sampler, grid and guidance: grid=karras 'guidance.interval=[0.2,0.8]'",
     )
     parser.add_argument("--device", default="", help=DEVICE_HELP)
-    parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; fp32 if left out")
+    parser.add_argument("--precision", choices=sorted(DTYPES), help=f"of the networks; {precision} if left out")
 
 
 def add_steering(parser: Any) -> None:

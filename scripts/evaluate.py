@@ -28,6 +28,7 @@ from ldm.evaluation.report import Report, check_out, write_report
 from ldm.folders import CONFIG, digest, load_model, shipped_model
 from ldm.run import Run
 from ldm.sampling import Sampling
+from ldm.training.optim import resolve_precision
 
 PROMPTS = 50  # of each category
 
@@ -52,7 +53,7 @@ def parse() -> argparse.Namespace:
     what.add_argument("--likelihood", action="store_true", help="also how likely held-out latents are: minutes")
     what.add_argument("--seed", type=int, default=0, help="of the first picture, 0 if left out; the next count up by 1")
     how = parser.add_argument_group("how to draw (the model's own settings where left out)")
-    add_sampling(how)
+    add_sampling(how, "what the machine multiplies fastest")
     add_steering(how)
     more = parser.add_argument_group("the field's other metrics (extra: pip install -e '.[eval]')")
     more.add_argument("--general", action="store_true", help="also FID, KID, CLIP score and the autoencoder's figures")
@@ -96,7 +97,8 @@ def main() -> None:
         model.sampling = model.sampling.but(*given)
         sweeps = read_sweeps(args.sweep, model.sampling)
         steer, steering = given_steering(args, model)
-        draw, run = Drawer(model, args.seed, args.precision or "fp32", steer), load(Run, folder / CONFIG)
+        precision = args.precision or resolve_precision("auto", model.device)
+        draw, run = Drawer(model, args.seed, precision, steer), load(Run, folder / CONFIG)
         steered = {"steering": steering} if steering else {}
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing

@@ -18,7 +18,7 @@ from ldm.evaluation.report import curve
 from ldm.evaluation.text_use import TextUse, text_use
 from ldm.pictures import grid
 from ldm.pipeline import TextToImage
-from ldm.training.optim import TrainConfig
+from ldm.training.optim import TrainConfig, resolve_precision
 from ldm.training.task import DataTask, Loss
 from ldm.types import Batch
 
@@ -86,7 +86,8 @@ class DenoiserTask(DataTask):
         """The share of right pictures on the benchmark's prompts, None where there are none."""
         if not self.scored:
             return None
-        pictures = drawn_by(replace(self.model, denoiser=network), self.scored)
+        precision = resolve_precision(self.config.precision, self.model.device)
+        pictures = drawn_by(replace(self.model, denoiser=network), self.scored, precision=precision)
         return mark(self.scored, pictures).score.overall.value
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
