@@ -18,7 +18,7 @@ from torch import Tensor
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.bottlenecks import Gaussian
-from ldm.autoencoders.codes import books, decode_codes, map_sizes
+from ldm.autoencoders.codes import decode_codes, map_sizes, quantizers
 from ldm.autoencoders.walks import PATHS, informative, traversals
 from ldm.cli import DEVICE_HELP, check_seed, device_of, one_line_errors
 from ldm.data.loader import first_batches
@@ -128,7 +128,7 @@ def samples(stage: Stage) -> Iterator[Tensor]:
     seeds = list(range(args.seed, args.seed + args.count))
     if not 0 <= args.temperature < float("inf"):
         raise ValueError(f"--temperature {args.temperature} is not a finite number of at least 0; try 0.8")
-    if not books(stage.autoencoder.bottleneck):
+    if not quantizers(stage.autoencoder.bottleneck):
         stage.gaussian("prior to draw from")
         for i in range(0, len(seeds), AT_ONCE):
             shape = (stage.autoencoder.channels, size, size)

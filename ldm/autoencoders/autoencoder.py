@@ -123,7 +123,7 @@ class Autoencoder(nn.Module):
         the latent is quantised first. ``tile`` is as for ``encode``.
         """
         coarse, fine = self.decoder[: AT_LATENT_SIZE["decoder"]], self.decoder[AT_LATENT_SIZE["decoder"] :]
-        h = coarse(self.bottleneck.settle(latent * self.std + self.mean))
+        h = coarse(self.bottleneck.quantize(latent * self.std + self.mean))
         image: Tensor
         if tile:
             image = tiled(fine, h, self.tile_places(tile), channels=3, grow=self.factor)
@@ -150,7 +150,7 @@ class Autoencoder(nn.Module):
         count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
         for image in images:
             h = self.encoder(image)
-            z, spread = (part.double().cpu() for part in (self.bottleneck.mode(h), self.bottleneck.spread(h)))
+            z, spread = (part.double().cpu() for part in (self.bottleneck.mode(h), self.bottleneck.variance(h)))
             count += z.numel() // self.channels
             total += z.sum(dim=(0, 2, 3))
             squares += (z.square() + spread).sum(dim=(0, 2, 3))

@@ -14,7 +14,7 @@ from ldm.autoencoders.bottlenecks.vq2 import TwoLevels
 CHANNELS = 4  # that every bottleneck can be built with
 
 
-def books(bottleneck: Bottleneck) -> tuple[Quantizer, ...]:
+def quantizers(bottleneck: Bottleneck) -> tuple[Quantizer, ...]:
     """What quantises each level, the coarsest first; empty where a latent has no codes."""
     if isinstance(bottleneck, TwoLevels):
         return bottleneck.top, bottleneck.bottom
@@ -27,9 +27,9 @@ def num_codes(bottleneck: Bottleneck) -> tuple[int, ...]:
     Raises:
         ValueError: the bottleneck has no codes.
     """
-    counts = tuple(book.num_codes for book in books(bottleneck))
+    counts = tuple(book.num_codes for book in quantizers(bottleneck))
     if not counts:
-        coded = [name for name, config in BOTTLENECKS.items() if books(config().build(CHANNELS))]
+        coded = [name for name, config in BOTTLENECKS.items() if quantizers(config().build(CHANNELS))]
         raise ValueError(
             f"a {type(bottleneck).__name__} bottleneck has no codes, as {', '.join(coded)} have; "
             f"try bottleneck={coded[0]}"

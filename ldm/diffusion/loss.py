@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.diffusion.posterior import step_back
-from ldm.diffusion.process import Process, Said, noised
+from ldm.diffusion.process import NetworkOutput, Process, noised
 from ldm.diffusion.targets import regressed, to_x0
 from ldm.diffusion.times import TimeSampler
 from ldm.diffusion.vlb import vlb_term
@@ -30,7 +30,7 @@ def loss(network: nn.Module, process: Process, x0: Tensor, cond: Condition, t: T
     return _squared_error(process, said, x0, noise, level).mean(dim=(1, 2, 3))
 
 
-def _squared_error(process: Process, said: Said, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
+def _squared_error(process: Process, said: NetworkOutput, x0: Tensor, noise: Tensor, level: Level) -> Tensor:
     """That of F (B, C, H, W)."""
     return (said.f - regressed(process.target, x0, noise, level)).square()
 
@@ -69,7 +69,7 @@ class DenoisingLoss:
         self.times.observe(t, each)
         return importance * each
 
-    def _bound(self, said: Said, x0: Tensor, x: Tensor, level: Level, t: Tensor) -> Tensor:
+    def _bound(self, said: NetworkOutput, x0: Tensor, x: Tensor, level: Level, t: Tensor) -> Tensor:
         """The hybrid's share of L_vlb (B,), which trains the variance alone (arXiv:2102.09672, eq. 16)."""
         prediction = Prediction(to_x0(self.process.target, said.f, x, level), variance=said.variance)
         to = step_back(self.process.schedule, t, VLB_STEPS)

@@ -37,7 +37,7 @@ class ProcessConfig:
         return Process(schedule, TARGETS[self.target], self.unit_input, self.learned_variance)
 
 
-class Said(NamedTuple):
+class NetworkOutput(NamedTuple):
     """What a network says, float32: F, and where it learns one a variance as a place between the least and the most."""
 
     f: Tensor  # (B, C, H, W)
@@ -53,14 +53,14 @@ class Process:
     unit_input: bool = False
     learned_variance: bool = False
 
-    def said(self, network: nn.Module, x: Tensor, level: Level, cond: Any) -> Said:
+    def said(self, network: nn.Module, x: Tensor, level: Level, cond: Any) -> NetworkOutput:
         """What ``network`` says of ``x`` (B, C, H, W) at ``level``, told ``cond`` or what it prepared of that."""
         t = level.t.flatten() if isinstance(level.t, Tensor) else torch.full((len(x),), level.t, device=x.device)
         said = network(unit(x, level) if self.unit_input else x, t, cond).float()  # (B, C or 2 C, H, W)
         if not self.learned_variance:
-            return Said(said, None)
+            return NetworkOutput(said, None)
         f, variance = said.chunk(2, dim=1)  # 2 (B, C, H, W)
-        return Said(f, variance)
+        return NetworkOutput(f, variance)
 
     def denoiser(self, network: nn.Module, cond: Condition) -> Denoise:
         """``network`` as x, level -> x0, for fixed text whose keys and values are computed here, once."""

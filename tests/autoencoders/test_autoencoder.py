@@ -51,7 +51,7 @@ def test_measuring_gives_latents_of_zero_mean_and_unit_variance_posterior_draws_
     image = pictures(22)
     network.measure([image[:7], image[7:8], image[8:]])
     latent = network.encode(image).transpose(0, 1).flatten(1)  # (C, ...)
-    spread = network.bottleneck.spread(network.encoder(image)) / network.std.square()
+    spread = network.bottleneck.variance(network.encoder(image)) / network.std.square()
     variance = latent.var(dim=1, correction=0) + spread.mean(dim=(0, 2, 3))
     torch.testing.assert_close(latent.mean(dim=1), torch.zeros(3), atol=1e-4, rtol=0)
     torch.testing.assert_close(variance, torch.ones(3), atol=1e-4, rtol=0)

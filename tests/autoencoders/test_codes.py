@@ -4,9 +4,9 @@ import pytest
 import torch
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
-from ldm.autoencoders.codes import books, decode_codes, encode_codes, map_sizes, num_codes
+from ldm.autoencoders.codes import decode_codes, encode_codes, map_sizes, num_codes, quantizers
 
-CODED = [name for name, config in BOTTLENECKS.items() if books(config().build(4))]
+CODED = [name for name, config in BOTTLENECKS.items() if quantizers(config().build(4))]
 
 
 def network(name):

@@ -72,7 +72,7 @@ def test_a_measured_autoencoders_latents_have_mean_0_and_at_most_std_1(
     network.measure([tensors(pictures)])
     found = autoencoder_report(network, pictures)
     with torch.no_grad():
-        spread = network.bottleneck.spread(network.encoder(tensors(pictures))).mean(dim=(0, 2, 3))
+        spread = network.bottleneck.variance(network.encoder(tensors(pictures))).mean(dim=(0, 2, 3))
     drawn = (spread / network.std.flatten().square()).numpy()
     np.testing.assert_allclose(found.latent_mean, np.zeros(CHANNELS), atol=1e-4)
     np.testing.assert_allclose(np.square(found.latent_std) + drawn, np.ones(CHANNELS), atol=1e-4)

@@ -191,7 +191,7 @@ def test_the_latents_have_zero_mean_and_with_the_posteriors_draws_unit_variance(
     _, autoencoder, _ = frozen_stages(trained, CPU)
     (batch,) = first_batches(trained.data.build("train"), 64, 64)
     latent = autoencoder.encode(batch.image)
-    spread = autoencoder.bottleneck.spread(autoencoder.encoder(batch.image)) / autoencoder.std.square()
+    spread = autoencoder.bottleneck.variance(autoencoder.encoder(batch.image)) / autoencoder.std.square()
     variance = latent.var(dim=(0, 2, 3)) + spread.mean(dim=(0, 2, 3))
     torch.testing.assert_close(latent.mean(dim=(0, 2, 3)), torch.zeros(latent.shape[1]), atol=0.02, rtol=0)
     torch.testing.assert_close(variance, torch.ones(latent.shape[1]), atol=0.02, rtol=0)

@@ -31,13 +31,13 @@ class Bottleneck(nn.Module, ABC):
 
     @abstractmethod
     def mode(self, h: Tensor) -> Tensor:
-        """The latent (B, C, h, w) without any draw, and as it is before ``settle``."""
+        """The latent (B, C, h, w) without any draw, and as it is before ``quantize``."""
 
-    def spread(self, h: Tensor) -> Tensor:
+    def variance(self, h: Tensor) -> Tensor:
         """The variance (B, C, h, w) of what ``forward`` draws around ``mode``: none where it draws nothing."""
         return torch.zeros_like(self.mode(h))
 
-    def settle(self, z: Tensor) -> Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         """The latent (B, C, h, w) that the decoder is given for ``z``: the quantised one where there are codes.
 
         A denoiser so learns the latents of ``mode``, which are continuous, and the decoder quantises what it draws
@@ -60,7 +60,7 @@ class Quantizer(Bottleneck):
 
     @abstractmethod
     def from_codes(self, indices: Tensor) -> Tensor:
-        """The latent (B, C, h, w) of codes (B, h, w), as ``settle`` gives it."""
+        """The latent (B, C, h, w) of codes (B, h, w), as ``quantize`` gives it."""
 
 
 def straight_through(z: Tensor, settled: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Finite scalar quantisation: each channel by itself to a few fixed levels, without a book and without a loss.
+"""Finite scalar quantisation: each channel by itself to a few fixed levels, without a codebook and without a loss.
 
     z = 2 round((tanh(h) + 1) (L - 1) / 2) / (L - 1) - 1, with the gradient of tanh(h)
 
@@ -59,14 +59,14 @@ class FiniteScalar(Quantizer):
 
     def forward(self, h: Tensor, pixels: int) -> Code:
         """The nearest levels with the gradient of tanh(h); nothing to add to the loss."""
-        z = self.settle(self.mode(h))
+        z = self.quantize(self.mode(h))
         return Code(z, z.new_zeros(()), usage(self.codes(h), self.num_codes))
 
     def mode(self, h: Tensor) -> Tensor:
         """tanh(h) (B, C, h, w), in (-1, 1)."""
         return torch.tanh(h.float())
 
-    def settle(self, z: Tensor) -> Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         return straight_through(z, self._value(self._digits(z)))
 
     def codes(self, h: Tensor) -> Tensor:

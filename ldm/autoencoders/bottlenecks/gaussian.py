@@ -79,7 +79,7 @@ class Gaussian(Bottleneck):
         """The posterior's mean (B, C, h, w)."""
         return self.moments(h)[0]
 
-    def spread(self, h: Tensor) -> Tensor:
+    def variance(self, h: Tensor) -> Tensor:
         """The posterior's variance (B, C, h, w)."""
         return self.moments(h)[1].exp()
 

@@ -85,12 +85,12 @@ class TopK(Bottleneck):
         self.features, self.k = channels, k
 
     def forward(self, h: Tensor, pixels: int) -> Code:
-        return Code(self.settle(h), h.new_zeros(()), {})
+        return Code(self.quantize(h), h.new_zeros(()), {})
 
     def mode(self, h: Tensor) -> Tensor:
-        """All activations: ``settle`` drops the small ones."""
+        """All activations: ``quantize`` drops the small ones."""
         return h
 
-    def settle(self, z: Tensor) -> Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         kept = z.topk(self.k, dim=1)
         return torch.zeros_like(z).scatter(1, kept.indices, kept.values)

@@ -1,10 +1,10 @@
-"""Vector quantisation: each position's latent is the nearest code of a learned book.
+"""Vector quantisation: each position's latent is the nearest code of a learned codebook.
 
     z = e_k, k = argmin_i ||h - e_i||, with the gradient of h
     penalty = ||sg(h) - e_k||^2 + commitment ||h - sg(e_k)||^2
 
 (van den Oord et al. 2017, arXiv:1711.00937, eq. 1 to 3), means over all values; sg stops the gradient. With ``ema`` the
-book has no gradient and so no first term: it follows the mean of the vectors that chose each code (App. A.1).
+codebook has no gradient and so no first term: it follows the mean of the vectors that chose each code (App. A.1).
 
 Legend: B batch, C latent channels, h w latent size, K codes, N = B h w vectors.
 """
@@ -24,7 +24,7 @@ from ldm.ranks import finite_everywhere, rows_of_ranks, told_by_first_rank
 
 @dataclass
 class VQConfig(BottleneckConfig):
-    """A book of codes, of which more are used where the latent has few channels, such as 8 (Yu et al. 2022)."""
+    """A codebook, of which more are used where the latent has few channels, such as 8 (Yu et al. 2022)."""
 
     TRAINED_BY: ClassVar = ("commitment", "ema", "decay", "revive", "kmeans")
 
@@ -34,7 +34,7 @@ class VQConfig(BottleneckConfig):
     ema: bool = True  # codes follow a moving average of their vectors; without it, the gradient
     decay: float = 0.99  # a batch, of the moving averages of the codes and of their use
     revive: float = 0.1  # of an even use: a code used less is replaced by a vector of the batch; 0 for never
-    kmeans: int = 10  # steps of k-means on the first batch, for the first book; 0 takes some of its vectors
+    kmeans: int = 10  # steps of k-means on the first batch, for the first codebook; 0 takes some of its vectors
 
     def __post_init__(self) -> None:
         if self.codes < 2:
@@ -53,7 +53,7 @@ class VQConfig(BottleneckConfig):
 
 
 class VectorQuantizer(Quantizer):
-    """A forward pass in training mode also starts the book, moves it (``ema``) and replaces codes out of use.
+    """A forward pass in training mode also starts the codebook, moves it (``ema``) and replaces codes out of use.
 
     ``cosine`` is the look-up of Yu et al. 2022, arXiv:2110.04627, Sec. 3.2, whose projection to few dimensions here is
     the encoder's last convolution, and the one back the decoder's first.
@@ -93,7 +93,7 @@ class VectorQuantizer(Quantizer):
     def mode(self, h: Tensor) -> Tensor:
         return F.normalize(h.float(), dim=1) if self.config.cosine else h.float()
 
-    def settle(self, z: Tensor) -> Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         return straight_through(self.mode(z), self.from_codes(self.codes(z)))
 
     def codes(self, h: Tensor) -> Tensor:
@@ -109,7 +109,7 @@ class VectorQuantizer(Quantizer):
 
     @torch.no_grad()
     def _renew(self, vectors: Tensor) -> None:
-        """Start the book from ``vectors`` (N, C), or put some of them where codes are out of use.
+        """Start the codebook from ``vectors`` (N, C), or put some of them where codes are out of use.
 
         Of several processes from the vectors of all, as the first one draws.
         """

@@ -20,7 +20,7 @@ from ldm.autoencoders.bottlenecks.vq import VectorQuantizer, VQConfig
 
 @dataclass
 class VQ2Config(VQConfig):
-    """Two books, each with the settings of ``vq``."""
+    """Two codebooks, each with the settings of ``vq``."""
 
     width: int = 64  # D, channels that the encoder gives and the convolutions of the two levels have
 
@@ -63,11 +63,11 @@ class TwoLevels(Bottleneck):
         top, bottom = self._levels(h)
         return torch.cat([enlarged(top, h), bottom], dim=1)
 
-    def settle(self, z: Tensor) -> Tensor:
+    def quantize(self, z: Tensor) -> Tensor:
         """Both levels quantised; the top's is the nearest to the mean over each four values."""
         top, bottom = z[:, : self.above], z[:, self.above :]
         top = F.avg_pool2d(top, 2, ceil_mode=True, count_include_pad=False)  # (B, T, h / 2, w / 2)
-        return torch.cat([enlarged(self.top.settle(top), z), self.bottom.settle(bottom)], dim=1)
+        return torch.cat([enlarged(self.top.quantize(top), z), self.bottom.quantize(bottom)], dim=1)
 
     def codes(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """The codes' numbers of the top (B, h / 2, w / 2), rounded up, and of the bottom (B, h, w)."""
@@ -75,14 +75,14 @@ class TwoLevels(Bottleneck):
         return self.top.codes(top), self.bottom.codes(bottom)
 
     def from_codes(self, top: Tensor, bottom: Tensor) -> Tensor:
-        """The latent (B, C, h, w) of the codes of both levels, as ``settle`` gives it."""
+        """The latent (B, C, h, w) of the codes of both levels, as ``quantize`` gives it."""
         below = self.bottom.from_codes(bottom)
         return torch.cat([enlarged(self.top.from_codes(top), below), below], dim=1)
 
     def _levels(self, h: Tensor) -> tuple[Tensor, Tensor]:
         """Both levels before they are quantised, the bottom next to the quantised top."""
         top = self.top.mode(self.shrink(h))
-        known = enlarged(self.top.settle(top), h)
+        known = enlarged(self.top.quantize(top), h)
         return top, self.bottom.mode(self.mix(torch.cat([h, known], dim=1)))
 
 

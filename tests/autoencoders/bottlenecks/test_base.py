@@ -25,7 +25,7 @@ def test_the_code_is_a_finite_latent_with_a_finite_penalty(name):
     bottleneck = built(name)
     h = features(bottleneck)
     code = bottleneck(h, 48)
-    assert code.z.shape == bottleneck.mode(h).shape == bottleneck.spread(h).shape == (3, CHANNELS, 5, 4)
+    assert code.z.shape == bottleneck.mode(h).shape == bottleneck.variance(h).shape == (3, CHANNELS, 5, 4)
     assert code.z.isfinite().all() and code.penalty.shape == () and code.penalty.isfinite() and code.penalty >= 0
     assert all(value.shape == () and value.isfinite() for value in code.logs.values())
 
@@ -77,8 +77,8 @@ def test_training_passes_draw_from_the_global_generator_alone(name):
 def test_the_decoder_sees_in_use_what_it_sees_in_training_but_for_draws(name):
     bottleneck = built(name).eval()
     h = features(bottleneck)
-    draw = bottleneck(h, 48).z - bottleneck.settle(bottleneck.mode(h))
-    assert (draw.abs() <= 6 * bottleneck.spread(h).sqrt()).all()  # six sigma, and exactly the same where that is 0
+    draw = bottleneck(h, 48).z - bottleneck.quantize(bottleneck.mode(h))
+    assert (draw.abs() <= 6 * bottleneck.variance(h).sqrt()).all()  # six sigma, and exactly the same where that is 0
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -90,7 +90,7 @@ def test_codes_are_whole_numbers_that_give_the_latent_back(name):
     assert indices.min() >= 0 and indices.max() < bottleneck.num_codes
     z = bottleneck.from_codes(indices)
     assert torch.equal(z, bottleneck(h, 48).z)
-    torch.testing.assert_close(bottleneck.settle(z), z)
+    torch.testing.assert_close(bottleneck.quantize(z), z)
 
 
 @pytest.mark.parametrize("name", QUANTIZERS)
@@ -109,7 +109,7 @@ def test_the_decoder_quantises_what_a_denoiser_draws(name):
 def test_decoding_has_a_gradient(name):
     bottleneck = built(name).eval()
     z = torch.randn(1, CHANNELS, 2, 2).requires_grad_()
-    bottleneck.settle(z).sum().backward()
+    bottleneck.quantize(z).sum().backward()
     assert z.grad.abs().sum() > 0
 
 

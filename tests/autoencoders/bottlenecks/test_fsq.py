@@ -19,7 +19,7 @@ def test_there_are_as_many_codes_as_the_product_of_the_levels_and_each_comes_bac
     z = bottleneck.from_codes(indices)  # (1, C, 1, codes)
     assert torch.equal(bottleneck.codes(torch.atanh(0.999 * z)), indices)
     assert len({tuple(code) for code in z[0, :, 0].T.tolist()}) == prod(levels)
-    torch.testing.assert_close(bottleneck.settle(z), z)
+    torch.testing.assert_close(bottleneck.quantize(z), z)
 
 
 @pytest.mark.parametrize("levels", LEVELS)
@@ -38,7 +38,7 @@ def test_a_latent_settles_on_the_nearest_code(levels):
     z = 1.2 * torch.randn(1, len(levels), 6, 6)
     flat = z[0].flatten(1).T  # (36, C)
     nearest = codes[torch.cdist(flat, codes).argmin(dim=1)]
-    torch.testing.assert_close(bottleneck.settle(z)[0].flatten(1).T, nearest)
+    torch.testing.assert_close(bottleneck.quantize(z)[0].flatten(1).T, nearest)
 
 
 def test_the_gradient_is_that_of_the_hyperbolic_tangent():

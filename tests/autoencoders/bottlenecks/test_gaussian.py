@@ -43,7 +43,7 @@ def test_a_given_std_is_that_of_every_posterior_whatever_the_encoder_says():
     bottleneck = KLConfig(1.0, std=0.4).build(2)
     drawn = bottleneck(h, 3).z - bottleneck.mode(h)
     torch.testing.assert_close(drawn.std(dim=(2, 3)), torch.full((1, 2), 0.4), atol=0, rtol=0.03)
-    torch.testing.assert_close(bottleneck.spread(h), torch.full((1, 2, 200, 200), 0.16))
+    torch.testing.assert_close(bottleneck.variance(h), torch.full((1, 2, 200, 200), 0.16))
 
 
 def test_with_a_given_std_the_kl_draws_each_mean_to_0_by_its_size():

@@ -25,7 +25,7 @@ def test_the_codes_of_both_levels_give_the_latent_back(size):
     assert top.shape == (2, -(-size[0] // 2), -(-size[1] // 2)) and bottom.shape == (2, *size)
     z = bottleneck.from_codes(top, bottom)
     assert torch.equal(z, bottleneck(h, 60).z)
-    assert torch.equal(z, bottleneck.settle(z)) and torch.equal(z, bottleneck.settle(bottleneck.mode(h)))
+    assert torch.equal(z, bottleneck.quantize(z)) and torch.equal(z, bottleneck.quantize(bottleneck.mode(h)))
 
 
 def test_the_top_level_has_half_of_the_channels_at_half_the_size():
@@ -41,7 +41,7 @@ def test_the_top_settles_on_the_code_nearest_to_the_mean_of_four_values():
     sign = torch.ones(6, 4)
     sign[::2] = -1  # the two rows of each four, apart by as much as they like
     noise[:, 2:] = 0
-    assert torch.equal(bottleneck.settle(z + noise * sign), bottleneck.settle(z))
+    assert torch.equal(bottleneck.quantize(z + noise * sign), bottleneck.quantize(z))
 
 
 def test_the_bottom_level_knows_the_codes_of_the_top():
