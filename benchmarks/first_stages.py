@@ -19,7 +19,7 @@ import numpy as np
 import torch
 
 from ldm.autoencoders import Autoencoder
-from ldm.autoencoders.codes import books, map_sizes
+from ldm.autoencoders.codes import map_sizes, quantizers
 from ldm.cli import device_of, one_line_errors
 from ldm.config import load
 from ldm.data.transforms import from_bytes
@@ -106,9 +106,9 @@ def score_of_denoiser(run: Run, steps: int, prompts: list[Prompt]) -> Score:
 def compression(autoencoder: Autoencoder, size: int) -> str:
     """How many times fewer bits (of codes) or numbers (of other latents) than a picture of ``size`` has."""
     side, values = size // autoencoder.factor, 3 * size**2
-    if levels := books(autoencoder.bottleneck):
+    if levels := quantizers(autoencoder.bottleneck):
         sizes = map_sizes(autoencoder.bottleneck, side, side)
-        bits = sum(prod(places) * log2(book.num_codes) for places, book in zip(sizes, levels, strict=True))
+        bits = sum(prod(places) * log2(quantizer.num_codes) for places, quantizer in zip(sizes, levels, strict=True))
         return f"{bits:.0f} bits, {8 * values / bits:.0f} times fewer"
     numbers = autoencoder.channels * side**2
     return f"{numbers} numbers, {values / numbers:.0f} times fewer"

@@ -39,7 +39,10 @@ values of the configuration are set by key=value after the options:
 
 
 def add_sampling(parser: Any, precision: str = "fp32") -> None:
-    """Options of how images are drawn; what is left out is as the model has it."""
+    """Options of how images are drawn; what is left out is as the model has it.
+
+    ``precision`` says, for the help alone, what the script then takes.
+    """
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="see docs/samplers.md")
     parser.add_argument("--steps", "--ddim_steps", "--num_inference_steps", help="noise levels that it visits")
     parser.add_argument("--scale", "--guidance_scale", help="classifier-free guidance; 1 is none")
@@ -72,7 +75,7 @@ def add_steering(parser: Any) -> None:
         "--perp-neg",
         nargs=2,
         metavar=("WEIGHT", "PROMPT"),
-        help="away from a prompt, but for what the first says too",
+        help="away from what a prompt says and the first does not ask for",
     )
     parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="steer by a classifier of noised latents")
     parser.add_argument("--classifier-scale", type=float, default=1.0, help="how much, 1 if left out")

@@ -71,7 +71,7 @@ def load(kind: type[T], path: str | Path | None = None, overrides: Sequence[str]
     A section that the file names starts from its class's defaults and not from those of ``kind``, so that a file says
     all that is special about its run.
     """
-    given = _read(Path(path)) if path is not None else {}
+    given = _named(kind(), _read(Path(path))) if path is not None else {}
     return from_dict(kind, _overridden(given, overrides), fresh=tuple(given))
 
 
@@ -143,6 +143,17 @@ def _read(path: Path) -> dict[str, Any]:
     return {str(key): value for key, value in given.items()}
 
 
+def _named(defaults: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """``given`` with its name in every swappable section that leaves it out."""
+    tables = {f.name: f.metadata["table"] for f in fields(defaults) if "table" in f.metadata}
+    return {
+        key: {"name": name_in(tables[key], getattr(defaults, key)), **node}
+        if key in tables and isinstance(node, dict)
+        else node
+        for key, node in given.items()
+    }
+
+
 def _overridden(given: dict[str, Any], overrides: Sequence[str]) -> dict[str, Any]:
     """A copy of ``given`` with each override merged into it."""
     given = deepcopy(given)
@@ -152,7 +163,7 @@ def _overridden(given: dict[str, Any], overrides: Sequence[str]) -> dict[str, An
 
 
 def _override(given: dict[str, Any], text: str) -> None:
-    """Merge one ``section.key=value`` into ``given``; another name than a section has replaces it with its keys."""
+    """Merge one ``section.key=value`` into ``given``; a name that is not the section's replaces it, keys and all."""
     key, equals, _ = text.partition("=")
     if not equals or not key:
         raise ConfigError(f"'{text}' is not an override; write key=value, e.g. train_ldm.steps=1000")

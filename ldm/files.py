@@ -21,6 +21,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 MANIFEST = "manifest.json"
+READ = (".safetensors", ".json", ".yaml")  # what this program reads of a folder that it wrote
 PICKLES = (".pt", ".pth", ".ckpt", ".bin", ".pkl", ".pickle")
 FULL = (ENOSPC, EDQUOT, EFBIG)  # no room left, in three words
 PROBE = 1 << 16  # bytes that a folder must take to count as one that can be written to
@@ -111,13 +112,17 @@ def check_folder(folder: Path) -> None:
     """Compare every file that the manifest of ``folder`` names with its hash there.
 
     Raises:
-        BrokenFile: a file is missing, its hash is another, or there is a pickle.
+        BrokenFile: a file is missing, its hash is another, it is read by this program and not named, or is a pickle.
     """
     settled(folder)
+    hashes = _hashes(folder)
     for path in folder.rglob("*"):
-        if path.suffix in PICKLES:
+        name, kind = path.relative_to(folder).as_posix(), path.suffix.lower()
+        if kind in PICKLES:
             raise BrokenFile(f"{path} may be a pickle, which can run code; delete it: weights here are safetensors")
-    for name, wanted in _hashes(folder).items():
+        if kind in READ and name not in hashes and name != MANIFEST:
+            raise BrokenFile(f"{path} is not in {MANIFEST}: nobody knows whether it was altered; delete it")
+    for name, wanted in hashes.items():
         if not (folder / name).is_file():
             raise BrokenFile(f"{folder / name} is missing; copy the whole folder")
         if _hash(folder / name) != wanted:

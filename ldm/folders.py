@@ -86,7 +86,7 @@ def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
 
 
 def save_prior(network: CodePrior, run: Run, autoencoder: str, folder: Path) -> None:
-    """``autoencoder`` is the fingerprint, but for the decoder, of the one whose codes it knows."""
+    """Write a prior's folder; ``autoencoder`` is the ``latent_fingerprint`` of the one whose codes it knows."""
     with whole_folder(folder) as staged:
         (staged / CONFIG).write_text(to_yaml(run))
         (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")

@@ -1,4 +1,4 @@
-"""Gradients where a caller wants none: of a classifier, a measurement or a likelihood while a model draws."""
+"""Gradients inside ``torch.inference_mode``: of a classifier, a measurement or a likelihood while a model draws."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager

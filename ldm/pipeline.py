@@ -115,7 +115,7 @@ class TextToImage:
         return size[0] // self.autoencoder.factor, size[1] // self.autoencoder.factor
 
     def condition(self, prompts: list[str]) -> Condition:
-        """What the text encoder says of ``prompts``, on the model's device."""
+        """What the text encoder says of the B ``prompts``: a ``Condition`` of B rows on the model's device."""
         return self.text(prompts).to(self.device)
 
     def denoise(self, prompts: list[str], null: Condition, guidance: GuidanceConfig) -> Denoise:

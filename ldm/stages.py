@@ -47,7 +47,7 @@ from ldm.training.checkpoint import saved
 from ldm.training.classifier import ClassifierTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
-from ldm.training.engine import processes
+from ldm.training.engine import first_process_first, processes
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import preflight
@@ -110,7 +110,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     if cached and start.scratch:
         train_data = cache_a_few(run, autoencoder, text, train_data, start.scratch)
     elif cached:
-        with processes(device).main_process_first():  # one process writes, the others read
+        with first_process_first(device):  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
     process = run.process.build(run.schedule.build())

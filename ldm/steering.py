@@ -42,7 +42,12 @@ def by_classifier(classifier: Classifier, scale: float) -> Steer:
 
 
 def towards(model: TextToImage, wishes: Sequence[tuple[float, str]]) -> Steer:
-    """Towards further prompts beside ``model``'s own, each by a weight, below 0 away from it: composed prompts."""
+    """Towards further prompts beside ``model``'s own, each by a weight, below 0 away from it.
+
+    Composed prompts (Liu et al. 2022, arXiv:2206.01714). ValueError where there are no ``wishes``.
+    """
+    if not wishes:
+        raise ValueError("there is no prompt to go towards; give one or more (weight, prompt)")
     weights, texts = zip(*wishes, strict=True)
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
@@ -53,7 +58,7 @@ def towards(model: TextToImage, wishes: Sequence[tuple[float, str]]) -> Steer:
 
 
 def away_from(model: TextToImage, negative: str, weight: float) -> Steer:
-    """Away from what ``negative`` says, but for what the prompt says too: Perp-Neg."""
+    """Away from what ``negative`` says and the prompt does not ask for: Perp-Neg (arXiv:2304.04968)."""
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
         cond, unwanted, null = (model.condition(part) for part in (prompts, [negative], [""]))

@@ -141,6 +141,8 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
     if mask.shape[2:] != image.shape[2:]:
         size = f"{image.shape[3]} x {image.shape[2]}"
         raise ValueError(f"--mask {args.mask} is of another size than the image; make it {size}")
+    if not mask.any():
+        raise ValueError(f"--mask {args.mask} is black all over; what is to be drawn anew is white in it")
     if args.times < 1:
         raise ValueError(f"--times {args.times} is not at least 1")
     chosen = [override for override in given_sampling(args) if override.startswith("sampler")]

@@ -86,8 +86,9 @@ def main() -> None:
     what: dict[str, Any] = {"prompts": f"{len(prompts)} ({args.prompts or 'the benchmark'}, {asked})"}
     model = None
     if args.images:
-        drawing_options = (args.model, given, args.precision, args.device, args.classifier, args.worse)
-        if any(drawing_options) or args.sweep or args.likelihood:
+        drawn_by = (args.model, given, args.precision, args.device)
+        steered_by = (args.classifier, args.worse, args.also, args.perp_neg)
+        if any((*drawn_by, *steered_by)) or args.sweep or args.likelihood:
             raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
         report = score_pictures(prompts, read_folder(args.images, len(prompts)), {"model": str(args.images), **what})
         write_report(out, report)

@@ -84,10 +84,12 @@ def test_another_name_replaces_the_section_and_its_keys(tmp_path):
     assert run.denoiser == DENOISERS["unet"](blocks=1)
 
 
-@pytest.mark.parametrize("override", ["denoiser=dit", "denoiser.name=dit"])
-def test_the_same_name_again_leaves_the_section_as_it_is(tmp_path, override):
-    path = written(tmp_path, "denoiser: {name: dit, patch: 4, width: 64}\n")
+@pytest.mark.parametrize("override", ["denoiser=unet", "denoiser.name=unet"])
+@pytest.mark.parametrize("name", ["name: unet, ", ""])
+def test_the_same_name_again_leaves_the_section_as_it_is(tmp_path, name, override):
+    path = written(tmp_path, f"denoiser: {{{name}blocks: 4, width: 64}}\n")
     assert load(Run, path, [override]) == load(Run, path)
+    assert load(Run, path).denoiser.blocks == 4
 
 
 @pytest.mark.parametrize(

@@ -100,6 +100,17 @@ def test_a_manifest_that_is_no_list_of_hashes_of_files_in_the_folder_is_refused(
         check_folder(tmp_path / "model")
 
 
+@pytest.mark.parametrize("name", ["sub/more.safetensors", "config.yaml", "weights.PT"])
+def test_a_file_that_would_be_read_and_is_not_in_the_manifest_is_refused_and_a_note_is_not(tmp_path, name):
+    """Fault 7: whose hash is left out would go unchecked. Fault 5, for a pickle."""
+    fill(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("what it is")
+    check_folder(tmp_path / "model")
+    (tmp_path / "model" / name).write_text("x")
+    with pytest.raises(BrokenFile, match=f"{name} (is not in manifest.json|may be a pickle)"):
+        check_folder(tmp_path / "model")
+
+
 @pytest.mark.parametrize(
     "content",
     [b"", b"<!doctype html>", b"version https://git-lfs.github.com/spec/v1\n", b"\x80\x04cos\nsystem\n", None],

@@ -150,10 +150,10 @@ class Autoencoder(nn.Module):
         count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
         for image in images:
             h = self.encoder(image)
-            z, spread = (part.double().cpu() for part in (self.bottleneck.mode(h), self.bottleneck.variance(h)))
+            z, variance = (part.double().cpu() for part in (self.bottleneck.mode(h), self.bottleneck.variance(h)))
             count += z.numel() // self.channels
             total += z.sum(dim=(0, 2, 3))
-            squares += (z.square() + spread).sum(dim=(0, 2, 3))
+            squares += (z.square() + variance).sum(dim=(0, 2, 3))
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
         self.mean.copy_(mean.view(-1, 1, 1))

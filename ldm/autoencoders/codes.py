@@ -27,7 +27,7 @@ def num_codes(bottleneck: Bottleneck) -> tuple[int, ...]:
     Raises:
         ValueError: the bottleneck has no codes.
     """
-    counts = tuple(book.num_codes for book in quantizers(bottleneck))
+    counts = tuple(quantizer.num_codes for quantizer in quantizers(bottleneck))
     if not counts:
         coded = [name for name, config in BOTTLENECKS.items() if quantizers(config().build(CHANNELS))]
         raise ValueError(

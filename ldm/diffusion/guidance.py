@@ -145,9 +145,11 @@ def composed(
     weights: Sequence[float],
     null: Condition,
 ) -> Denoise:
-    """``denoise`` drawn towards N further ``conds``, in a batch of (N + 1) B (Liu et al. 2022, arXiv:2206.01714).
+    """``denoise`` drawn towards N further ``conds`` (Liu et al. 2022, arXiv:2206.01714).
 
-    x0 + sum of weight_i (x0_i - x0_null): a weight is what ``scale`` is for the prompt; below 0 it drives away.
+    x0 + sum of weight_i (x0_i - x0_null), at every level: a weight is what ``scale`` is for the prompt; below 0 it
+    drives away. ``conds`` and ``null``, the empty prompt, have a row for each image. It costs an evaluation in a batch
+    of (N + 1) B besides those of ``denoise``.
 
     Raises:
         ValueError: there are no conditions, or not as many weights.
@@ -174,11 +176,12 @@ def perpendicular(
     null: Condition,
     weight: float,
 ) -> Denoise:
-    """``denoise`` driven away from what of ``negative`` does not speak against ``cond``, in a batch of 3 B.
+    """``denoise`` driven away from the part of ``negative`` that is perpendicular to ``cond``.
 
     Perp-Neg (Armandpour et al. 2023, arXiv:2304.04968): x0 - weight perp, where perp is the part of
-    x0_negative - x0_null that is perpendicular to x0_cond - x0_null. ``null`` holds the empty prompt. The paper's
-    weight is ours / scale.
+    x0_negative - x0_null that is perpendicular to x0_cond - x0_null. All three have a row for each image; ``null`` is
+    the empty prompt. The paper's weight is ours / scale. It costs an evaluation in a batch of 3 B besides those of
+    ``denoise``.
     """
     three = _together(network, process, [cond, negative, null])
 

@@ -76,7 +76,7 @@ def text_use(
         every = torch.ones(len(latent), dtype=torch.bool)
         told = [(cond, every), (cond[others], differs), (null.repeat(len(latent)), every)]
         if captions is not None:
-            told.append((model.text(_reordered(captions[batch])).to(model.device), every))
+            told.append((model.condition(_reordered(captions[batch])), every))
         for kind, (said, counted) in enumerate(told):
             each = loss(network, model.process, latent, said, t.to(latent.device), noise)  # (B,)
             sums[kind].index_add_(0, band[counted], each.double().cpu()[counted])

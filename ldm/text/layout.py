@@ -20,7 +20,7 @@ from ldm.text.vocabulary import Vocabulary
 PLACES = 4  # parts of the picture a side, each of which asks the tokens what is there
 PIXELS = 4  # of the small picture a part and side
 DEPTH = 2  # transformer blocks
-OverAll = Callable[[Tensor], Tensor]
+Mean = Callable[[Tensor], Tensor]  # of a tensor over the processes; of one process, the tensor
 YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
 
 
@@ -46,21 +46,21 @@ class Layout(nn.Module):
         return pixel_shuffle(parts.mT.unflatten(-1, (PLACES, PLACES)), PIXELS)  # (B, 3, S, S)
 
 
-def tints(image: Tensor, side: int, over_all: OverAll = torch.clone) -> Tensor:
+def tints(image: Tensor, side: int, mean: Mean = torch.clone) -> Tensor:
     """Luma and the two chromas (ITU-R BT.601) of images (B, 3, H, W) shrunk to (B, 3, side, side).
 
-    Each has mean 0 and variance 1 over the batch, that of all processes where ``over_all`` is their mean, so that what
+    Each has mean 0 and variance 1 over the batch, that of all processes where ``mean`` is their mean, so that what
     is coloured counts as much as what is bright: in plain red, green and blue a background of unknown brightness is
     most of the error, and no caption helps against it.
     """
     mixed = torch.einsum("ij,bjhw->bihw", YCBCR.to(image), adaptive_avg_pool2d(image, side))  # (B, 3, side, side)
-    centred = mixed - over_all(mixed.mean(dim=(0, 2, 3), keepdim=True))
-    return centred * (over_all(centred.square().mean(dim=(0, 2, 3), keepdim=True)) + 1e-6).rsqrt()
+    centred = mixed - mean(mixed.mean(dim=(0, 2, 3), keepdim=True))
+    return centred * (mean(centred.square().mean(dim=(0, 2, 3), keepdim=True)) + 1e-6).rsqrt()
 
 
-def layout_loss(drawn: Tensor, image: Tensor, over_all: OverAll = torch.clone) -> Tensor:
+def layout_loss(drawn: Tensor, image: Tensor, mean: Mean = torch.clone) -> Tensor:
     """Mean squared error of drawn tints (B, 3, S, S) from those of images (B, 3, H, W): 1 for knowing nothing."""
-    return mse_loss(drawn.float(), tints(image, drawn.shape[-1], over_all))
+    return mse_loss(drawn.float(), tints(image, drawn.shape[-1], mean))
 
 
 class TrainedClip(nn.Module):

@@ -15,7 +15,7 @@ from ldm.data.loader import first_batches
 from ldm.pictures import grid
 from ldm.ranks import mean_over_ranks
 from ldm.text.clip import ClipConfig, ClipText
-from ldm.text.layout import OverAll, TrainedClip, layout_loss
+from ldm.text.layout import Mean, TrainedClip, layout_loss
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
 from ldm.training.task import DataTask, Loss
@@ -86,13 +86,13 @@ class ClipTask(DataTask):
         return network(batch.image.to(device), rows.to(device))  # (B, P), (B, P), (), (B, 3, S, S) or None
 
     def _figures(
-        self, network: nn.Module, batch: Batch, contrastive: nn.Module, over_all: OverAll = torch.clone
+        self, network: nn.Module, batch: Batch, contrastive: nn.Module, mean: Mean = torch.clone
     ) -> dict[str, Tensor]:
         """The loss, the share of the images that find their caption, and the layout's error where there is one."""
         image, text, scale, drawn = self._features(network, batch)
         found = (image @ text.T).argmax(dim=1) == torch.arange(len(image), device=image.device)
         figures = {"loss": contrastive(image, text, scale), "accuracy": found.float().mean()}
         if drawn is not None:
-            figures["layout"] = layout_loss(drawn, batch.image.to(drawn.device), over_all)
+            figures["layout"] = layout_loss(drawn, batch.image.to(drawn.device), mean)
             figures["loss"] = figures["loss"] + self.text.layout * figures["layout"]
         return figures

@@ -60,7 +60,7 @@ class DenoiserTask(DataTask):
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
         cond = drop_text(cond, self.null, self.text_dropout, generator)
-        if self.config.compile:  # anew for every length that it sees
+        if self.config.compile:  # it would be compiled anew for every length
             cond = cond.pad(self.model.text.context_length)
         return self.objective(network, latent, cond, generator).mean(), {}
 

@@ -1,21 +1,36 @@
 """Accelerate as the loop uses it: device, precision, processes and trackers."""
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator, PartialState
-from torch import Tensor
+from torch import Tensor, distributed
 
 from ldm.training.optim import TrainConfig, resolve_precision
 
-WAIT = timedelta(hours=12)  # the longest that processes wait for one, as while it fills a cache; torch's is 10 minutes
+WAIT = timedelta(hours=12)  # for what the first process makes for all; PyTorch's own limit is 10 minutes on GPUs
 
 
 def processes(device: torch.device) -> PartialState:
-    """Those that train together; the first call joins them, and no earlier one of accelerate's own may."""
-    return PartialState(cpu=device.type == "cpu", timeout=WAIT)
+    """Those that train together; the first call joins them."""
+    return PartialState(cpu=device.type == "cpu")
+
+
+@contextmanager
+def first_process_first(device: torch.device) -> Iterator[None]:
+    """The block is run by the first process, and by the others once that is done; they wait for up to ``WAIT``."""
+    state = processes(device)
+    group: Any = distributed.new_group(backend="gloo", timeout=WAIT) if state.num_processes > 1 else None
+    if group is not None and not state.is_main_process:
+        distributed.barrier(group)
+    yield
+    if group is not None and state.is_main_process:
+        distributed.barrier(group)
 
 
 def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
@@ -23,7 +38,6 @@ def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Acce
     if device.index is not None:
         torch.cuda.set_device(device)
     precision = resolve_precision(config.precision, device)
-    processes(device)
     made = Accelerator(
         cpu=device.type == "cpu",
         mixed_precision="no" if precision == "fp32" else precision,

@@ -200,7 +200,7 @@ class Trainer:
             tensors["learned"] = learned
         return tensors
 
-    def _save(self, *, in_haste: bool) -> None:
+    def _save(self, *, in_haste: bool = False) -> None:
         """Write a checkpoint and export, in this order where it is ``in_haste``: what comes second may be cut off.
 
         Else what is exported comes first, since a finished run that is started again exports no more.

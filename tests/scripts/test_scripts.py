@@ -203,6 +203,7 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
         ("vary --seed 18446744073709551616", "--seed 18446744073709551616 is not a number from 0 to 2^63 - 4"),
         ("vary --strength 2", "strength 2.0 is not in [0, 1]"),
         ("fill --mask README.md", "README.md is not a readable picture"),
+        ("fill --mask {black}", "black.png is black all over"),
         ("restore --operator downscale --amount 1.5", "--amount 1.5 of downscale"),
         ("restore --operator pixels --amount 2", "--amount 2.0 of pixels"),
         ("restore --operator blur --amount 40", "std 40.0"),
@@ -218,7 +219,8 @@ def test_a_mistake_in_editing_is_told_in_one_line(args, says, chain, tmp_path, m
     monkeypatch.chdir(SCRIPTS.parent)
     Image.new("RGB", (64, 64), "red").save(tmp_path / "star.png")
     common = ("--image", tmp_path / "star.png", "--prompt", "a", "--ckpt", chain.model, "--out", tmp_path / "out.png")
-    assert_one_line(call("edit.py", *args.split(), *common), says)
+    Image.new("RGB", (64, 64)).save(tmp_path / "black.png")
+    assert_one_line(call("edit.py", *args.format(black=tmp_path / "black.png").split(), *common), says)
     assert not (tmp_path / "out.png").exists()
 
 
@@ -515,6 +517,7 @@ def test_pictures_of_another_program_are_scored(tmp_path):
         (["--sweep", "steps=a,b"], "'a,b' is no list of numbers"),
         (["--prompts-per-category", 0], "0 prompts per category are too few"),
         (["--images", "data/sample", "--steps", 3], "leave out the model"),
+        (["--images", "data/sample", "--also", 2, "a ring"], "leave out the model"),
         (["--images", "data/prompts.txt"], "data/prompts.txt is not a folder"),
         (["--out", "tests"], "tests holds other files"),
         (["--inception", "none.pth"], "--inception none.pth is not there"),

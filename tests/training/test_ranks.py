@@ -1,12 +1,14 @@
 """Two processes learn what one learns from their whole batch, whatever first stage or text encoder they train."""
 
 from dataclasses import replace
+from time import sleep
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState
 from processes import of_two
 
+from ldm import stages
 from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
 from ldm.data.shapes import ShapesConfig
 from ldm.denoisers import DiTConfig
@@ -15,12 +17,14 @@ from ldm.diffusion.process import Process
 from ldm.diffusion.schedules import CosineConfig
 from ldm.diffusion.times import Times, TimeSampler
 from ldm.pipeline import TextToImage
+from ldm.run import Run
 from ldm.text.clip import ClipConfig
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
+from ldm.training.engine import first_process_first
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.types import Condition
@@ -148,6 +152,36 @@ def test_two_processes_learn_it_against_a_discriminator_too(tmp_path, case):
 
 def test_two_processes_learn_it_with_a_price_on_the_encoders_sensitivity_too(tmp_path):
     assert_two_are_one(tmp_path, *CASES["identity"], contractive=0.1)
+
+
+def test_two_processes_share_one_vocabulary_though_each_reads_other_captions(monkeypatch):
+    """As of a stream, which deals its archives out."""
+
+    class Caught(Exception):
+        pass
+
+    def vocabulary(rank):
+        def caught(text, vocabulary, *_):
+            raise Caught(vocabulary)
+
+        monkeypatch.setattr(stages, "ClipTask", caught)
+        monkeypatch.setattr(stages.Vocabulary, "of", lambda captions: f"that of process {rank}")
+        with pytest.raises(Caught) as found:
+            stages.train_clip(Run(data=DATA), torch.device("cpu"))
+        return found.value.args[0]
+
+    assert of_two(vocabulary) == ("that of process 0",) * 2
+
+
+def test_a_process_waits_for_what_the_first_one_makes(tmp_path):
+    def made(rank):
+        with first_process_first(torch.device("cpu")):
+            if rank == 0:
+                sleep(0.5)
+                (tmp_path / "made").touch()
+            return (tmp_path / "made").exists()
+
+    assert of_two(made) == (True, True)
 
 
 def test_two_processes_learn_it_of_a_text_encoder_too(tmp_path):

@@ -63,9 +63,9 @@ class Quantizer(Bottleneck):
         """The latent (B, C, h, w) of codes (B, h, w), as ``quantize`` gives it."""
 
 
-def straight_through(z: Tensor, settled: Tensor) -> Tensor:
-    """``settled`` in value, to the last bit, with the gradient of ``z`` (Bengio et al. 2013, arXiv:1308.3432)."""
-    return settled.detach() + (z - z.detach())
+def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
+    """``quantized`` in value, to the last bit, with the gradient of ``z`` (Bengio et al. 2013, arXiv:1308.3432)."""
+    return quantized.detach() + (z - z.detach())
 
 
 def usage(indices: Tensor, num_codes: int) -> dict[str, Tensor]:

@@ -11,10 +11,12 @@ from ldm.ranks import sum_over_ranks
 EPS = 1e-5  # of a smoothed count
 
 
-def nearest(x: Tensor, book: Tensor) -> Tensor:
-    """For each vector of ``x`` (..., C) the number (...) of the nearest of ``book`` (K, C), in float32."""
+def nearest(x: Tensor, codebook: Tensor) -> Tensor:
+    """For each vector of ``x`` (..., C) the number (...) of the nearest of ``codebook`` (K, C), in float32."""
     with torch.autocast(x.device.type, enabled=False):
-        return torch.cdist(x.detach().float().flatten(0, -2), book.detach().float()).argmin(dim=1).view(x.shape[:-1])
+        return (
+            torch.cdist(x.detach().float().flatten(0, -2), codebook.detach().float()).argmin(dim=1).view(x.shape[:-1])
+        )
 
 
 def tally(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:
