@@ -26,8 +26,8 @@ class Run(Sampling):
     """Everything that the scripts ask; the fields of ``Sampling`` say how the finished model draws."""
 
     sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=1.0)
-    guidance: GuidanceConfig = section(GuidanceConfig)
-    sample: SampleConfig = section(SampleConfig, steps=30)
+    guidance: GuidanceConfig = section(GuidanceConfig, scale=3.0)
+    sample: SampleConfig = section(SampleConfig, steps=20)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     decoder_only: bool = False  # the base's latents, and denoisers of them, go on being right
