@@ -10,12 +10,17 @@ from typing import Any
 class Terminated(BaseException):
     """SIGTERM, as Python tells Ctrl-C by KeyboardInterrupt: on its way out everything half-done is cleaned up."""
 
+    unanswered = 0  # the signal's number while it is on its way out, and for good where a bare ``except`` swallowed it
+
 
 class Signals:
-    """Within its ``with`` block the first Ctrl-C or SIGTERM is only noted in ``caught``; a second one acts at once."""
+    """Within its ``with`` block the first Ctrl-C or SIGTERM is only noted in ``caught``; a second one acts at once.
+
+    A SIGTERM from before counts, which ``terminating`` raised and a library that was being imported swallowed.
+    """
 
     def __init__(self) -> None:
-        self.caught = 0
+        self.caught = Terminated.unanswered
         self._droppable = False
         self._former: dict[int, Any] = {}
 
@@ -54,10 +59,12 @@ def terminating() -> Iterator[None]:
     """Within the block SIGTERM raises ``Terminated``."""
 
     def terminate(number: int, frame: FrameType | None) -> None:
+        Terminated.unanswered = number
         raise Terminated
 
     former = signal.signal(signal.SIGTERM, terminate)
     try:
         yield
     finally:
+        Terminated.unanswered = 0
         signal.signal(signal.SIGTERM, former)

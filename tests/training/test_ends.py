@@ -5,7 +5,7 @@ import shutil
 import signal
 import sys
 import time
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 
 import pytest
 import torch
@@ -20,7 +20,7 @@ from ldm.training import checkpoint
 from ldm.training.checkpoint import newest, saved
 from ldm.training.log import read
 from ldm.training.loop import Stopped
-from ldm.training.signals import Signals
+from ldm.training.signals import Signals, terminating
 
 pytestmark = pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such signals, and no forks")
 UNTRAINED = [override for override in TINY if not override.startswith(("autoencoder.", "text."))]  # shipped stages
@@ -133,6 +133,18 @@ def test_a_signal_to_one_rank_stops_both_after_the_same_step(tmp_path):
     assert all(torch.equal(value, theirs[key]) for key, value in ours.items())
     assert pair(rank_of_two, tmp_path, set(), torch.clone, 6)[0] == [0, 0]  # and both go on
     assert newest(tmp_path / "run" / "state").name == "step-00000006"
+
+
+def test_a_run_whose_signal_was_swallowed_while_it_started_stops_after_its_first_step(tmp_path):
+    """Fault 18: what a library imports in a bare ``try`` may end with the signal's exception in its ``except``."""
+    with terminating():
+        with suppress(BaseException):
+            signal.raise_signal(signal.SIGTERM)
+        made = trainer(tmp_path, LineTask())
+        with pytest.raises(Stopped) as stopped:
+            made.run()
+    assert stopped.value.code == 143 and made.step == 1
+    trainer(tmp_path, LineTask()).run()  # which nobody has asked to stop
 
 
 def asked_to_stop(script, number):
