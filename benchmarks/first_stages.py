@@ -5,13 +5,13 @@
 
 Each configuration is trained, if its run is not at its end already, and looked at with the same pictures, true ones of
 the exact benchmark's prompts. With --denoiser the shapes run's own denoiser is trained on each first stage, too, for so
-many steps, and scored; the text encoder is the run's own or the shipped one.
+many steps, and scored by those prompts that pictures of its world can fulfil; the text encoder is the run's own or the
+shipped one. --denoiser-set makes that world or that denoiser a smaller one.
 
 Legend: N pictures, S side.
 """
 
 import argparse
-from dataclasses import replace
 from math import log2, prod
 from pathlib import Path
 
@@ -52,6 +52,7 @@ def main() -> None:
     parser.add_argument("configs", type=Path, nargs="*", metavar="FILE", help="all of configs/first_stages if left out")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="laid over every configuration")
     parser.add_argument("--denoiser", type=int, default=0, metavar="STEPS", help="train one on each, and score it")
+    parser.add_argument("--denoiser-set", nargs="+", default=[], metavar="KEY=VALUE", help="laid over its run")
     parser.add_argument("--prompts-per-category", type=int, default=50, metavar="N", help="50 if left out")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="originals, and a row of reconstructions for each")
     args = parser.parse_args()
@@ -67,7 +68,8 @@ def main() -> None:
         autoencoder, _ = load_autoencoder(train_autoencoder(run, device_of()), device_of())
         cells = [path.stem, *row(autoencoder, pictures, prompts)]
         if args.denoiser:
-            cells.append(percent(score_of_denoiser(run, args.denoiser, prompts)))
+            changes = [*args.set, *args.denoiser_set]
+            cells.append(percent(score_of_denoiser(path, Path(run.out), args.denoiser, changes, prompts)))
         print(f"| {' | '.join(cells)} |", flush=True)
         shown = pictures[:: -(-len(pictures) // SHOWN)]  # of all categories
         sheet += [through(autoencoder, shown)] if sheet else [shown, through(autoencoder, shown)]
@@ -92,15 +94,19 @@ def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt]) -> 
     ]
 
 
-def score_of_denoiser(run: Run, steps: int, prompts: list[Prompt]) -> Score:
-    """That of a denoiser trained for ``steps`` on the first stage of ``run``, in a folder of that number beside it."""
-    out = Path(run.out) / f"denoiser-{steps}"
+def score_of_denoiser(path: Path, base: Path, steps: int, changes: list[str], prompts: list[Prompt]) -> Score:
+    """That of a denoiser trained for ``steps`` on the first stage in ``base``, in a folder of that number there.
+
+    Its run is the configuration at ``path`` with ``changes`` laid over it.
+    """
+    out = base / f"denoiser-{steps}"
     out.mkdir(exist_ok=True)
     if not (out / "autoencoder").exists():  # a link, so that one that is trained anew is not passed over
-        (out / "autoencoder").symlink_to((Path(run.out) / "autoencoder").resolve(), target_is_directory=True)
-    asked = replace(run, out=str(out), train_ldm=replace(run.train_ldm, steps=steps, score_every=0))
-    model = load_model(train_ldm(asked, device_of()), device_of())
-    return mark(prompts, drawn_by(model, prompts)).score
+        (out / "autoencoder").symlink_to((base / "autoencoder").resolve(), target_is_directory=True)
+    run = load(Run, path, [*changes, f"out={out}", f"train_ldm.steps={steps}", "train_ldm.score_every=0"])
+    model = load_model(train_ldm(run, device_of()), device_of())
+    asked = [prompt for prompt in prompts if run.data.holds(prompt.statement)]
+    return mark(asked, drawn_by(model, asked)).score
 
 
 def compression(autoencoder: Autoencoder, size: int) -> str:

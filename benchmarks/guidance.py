@@ -10,6 +10,7 @@ no guidance, but for the classifier, which then counts as it is.
 import argparse
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -17,8 +18,9 @@ from ldm.cli import device_of, one_line_errors
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
 from ldm.folders import load_classifier, load_model, shipped_model
-from ldm.pipeline import Steer, TextToImage
+from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.steering import by_classifier, by_worse_model
+from ldm.training.optim import resolve_precision
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 PAIRS = 30  # prompts whose two pictures are compared
@@ -42,11 +44,13 @@ def main() -> None:
     parser.add_argument(
         "--prompts-per-category", type=int, default=10, metavar="N", help="10 categories; 10 if left out"
     )
+    parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; as evaluate.py if left out")
     parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="of this model's latents, for guidance")
     parser.add_argument("--worse", type=Path, metavar="FOLDER", help="an earlier or smaller model, for autoguidance")
     args = parser.parse_args()
     model = load_model(args.model or shipped_model(), device_of())
-    measure = Measure(model, args.prompts_per_category)
+    precision = args.precision or resolve_precision("auto", model.device)
+    measure = Measure(model, args.prompts_per_category, precision)
     head("guidance", [f"scale {scale:g}" for scale in SCALES])
     for name, setting in {"plain": [], **KINDS}.items():
         guided = [scale for scale in SCALES if scale > 1 or not setting]
@@ -79,17 +83,22 @@ def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[
 class Measure:
     """Scores and spreads of a model's pictures of a fixed set of prompts."""
 
-    def __init__(self, model: TextToImage, per_category: int) -> None:
+    def __init__(self, model: TextToImage, per_category: int, precision: str) -> None:
         self.model = model
+        self.precision = precision
         self.prompts = prompt_set(per_category, TRAINING_SEED)
 
     def cell(self, overrides: list[str], steer: Steer | None = None) -> str:
         """The share of right pictures, and the difference of two of one prompt."""
-        sampling = self.model.sampling.but(*overrides)
-        pictures = drawn_by(self.model, self.prompts, sampling=sampling, steer=steer)
+        how: dict[str, Any] = {
+            "sampling": self.model.sampling.but(*overrides),
+            "precision": self.precision,
+            "steer": steer,
+        }
+        pictures = drawn_by(self.model, self.prompts, **how)
         right = mark(self.prompts, pictures).score.overall.value
         some = range(0, len(self.prompts), -(-len(self.prompts) // PAIRS))
-        others = drawn_by(self.model, [self.prompts[i] for i in some], sampling=sampling, seed=OTHER, steer=steer)
+        others = drawn_by(self.model, [self.prompts[i] for i in some], seed=OTHER, **how)
         apart = (torch.from_numpy(pictures[some]).float() - torch.from_numpy(others).float()) / 127.5
         return f"{100 * right:.0f} %, {apart.square().mean(dim=(1, 2, 3)).sqrt().mean().item():.2f}"
 

@@ -4,7 +4,7 @@ import argparse
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, redirect_stdout
 from math import inf
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -152,7 +152,7 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
     parser.add_argument("--resume-changed", action="store_true", help="go on from a checkpoint of other settings")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and leave")
     args = parser.parse_intermixed_args()
-    with one_line_errors():
+    with one_line_errors(), only_first_prints():
         run = load(Run, args.config, args.overrides)
         if args.print_config:
             print(to_yaml(run), end="")
@@ -164,6 +164,15 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
             print("a dry run: nothing was written")
         else:
             print(f"written to {call(run, device, Start(resume_changed=args.resume_changed))}")
+
+
+@contextmanager
+def only_first_prints() -> Iterator[None]:
+    """What all processes print alike only the first prints; torchrun tells each its RANK. All tell of their errors."""
+    with ExitStack() as stack:
+        if os.environ.get("RANK", "0") != "0":
+            stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
+        yield
 
 
 @contextmanager

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 Scalar = float | Tensor
 
+BLANK = 1_000.0  # nsr from which on nothing of the data is seen
+
 
 @dataclass(frozen=True, slots=True)
 class Key:
@@ -88,6 +90,15 @@ class Level(NamedTuple):
         if isinstance(self.alpha, Tensor):
             return self.sigma / self.alpha
         return self.sigma / self.alpha if self.alpha > 0 else inf
+
+    @property
+    def blank(self) -> bool:
+        """Whether x is noise alone, but for a thousandth of it; floats only.
+
+        A step from there to where something is seen is so long that only the predicted x0 can be relied on over it:
+        solvers of higher order blend predictions by weights of the size of now.nsr / to.nsr.
+        """
+        return bool(self.nsr >= BLANK)
 
     @property
     def norm(self) -> Scalar:

@@ -8,6 +8,7 @@ Legend: B batch, C channels, H W latent size.
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from math import inf
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.diffusion.process import Process
 from ldm.gradients import differentiable
-from ldm.types import Condition, Denoise, Level, Prediction
+from ldm.types import Condition, Denoise, Grid, Level, Prediction
 
 Combine = Callable[[Tensor, Tensor, Tensor, Level], Tensor]  # x0_cond, x0_null, x, level -> x0, each (B, C, H, W)
 Pair = Callable[[Tensor, Level], Sequence[Prediction]]  # x, level -> two: what cond and what null say of x
@@ -198,23 +199,31 @@ def autoguidance(denoise: Denoise, worse: Denoise, scale: float | GuidanceConfig
     return guided(denoise, lambda x, level: (denoise(x, level), worse(x, level)), scale)
 
 
-def classifier_guidance(denoise: Denoise, log_prob: Callable[[Tensor, Level], Tensor], scale: float = 1.0) -> Denoise:
+def classifier_guidance(
+    denoise: Denoise, log_prob: Callable[[Tensor, Level], Tensor], scale: float = 1.0, grid: Grid | None = None
+) -> Denoise:
     """Denoise towards x of which a classifier is sure (Dhariwal & Nichol 2021, arXiv:2105.05233, alg. 2).
 
     x0 + scale (sigma^2 / alpha) grad log p(y | x), from ``log_prob`` of x (B, C, H, W) and its level, (B,) and
-    differentiable: Bayes' rule for the score. DDIM with eta 1 then shifts the mean by scale beta / sqrt(1 - beta) times
-    the gradient, where alg. 1 has scale beta: the same for small steps. Where alpha is 0, x says nothing of y, and
-    nothing is added.
+    differentiable: Bayes' rule for the score. Where x is noise alone it says nothing of y, and nothing is added.
+
+    With the ``grid`` that is walked over it is alg. 1: sigma^2 / alpha are those of the level after, which adds scale
+    times the posterior's variance times the gradient to the mean of a step of `ddpm`. Without, such a step's mean moves
+    by scale beta / sqrt(1 - beta) times the gradient: the same for small steps. ValueError for a level not in ``grid``.
     """
+    after = dict(pairwise(grid)) if grid else {}
 
     def guide(x: Tensor, level: Level) -> Prediction:
         said = denoise(x, level)
-        if level.alpha == 0:
+        if level.blank:
             return said
+        if grid and level not in after:
+            raise ValueError(f"t={level.t} is no level of the {len(grid)} of the grid; give that of the sampler")
+        to = after.get(level, level)
         with differentiable():
             leaf = x.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(log_prob(leaf, level).sum(), leaf)
-        return said._replace(x0=said.x0 + scale * level.sigma**2 / level.alpha * slope)
+        return said._replace(x0=said.x0 + scale * to.sigma**2 / to.alpha * slope)
 
     return guide
 

@@ -73,7 +73,7 @@ def dps(
         with differentiable():
             leaf = x.detach().clone().requires_grad_()
             said = denoise(leaf, level)
-            if level.alpha == 0:  # x says nothing of x0, and so has no gradient
+            if level.blank:  # x says nothing of x0, and so has no gradient
                 return _detached(said)
             residual = y - measure(said.x0)  # (B, ...)
             (slope,) = torch.autograd.grad(-0.5 * residual.square().sum(), leaf)

@@ -83,7 +83,7 @@ def multistep(
     for i, (now, to) in enumerate(pairwise(grid)):
         x0 = denoise(x, now).x0
         kept, fresh = renewed(now, to, eta)
-        if now.alpha == 0:  # infinitely far in log(alpha / sigma): of no use to later steps
+        if now.blank:  # far off or infinitely far in log(alpha / sigma): of no use to later steps
             x = move(x, x0, now, kept)
         else:
             known = [made(x, x0, now, of_noise), *known][:order]
@@ -103,7 +103,7 @@ def singlestep(denoise: Denoise, x: Tensor, grid: Grid, *, order: int = 2, of_no
     middle = 0.5 if order == 2 else None
     for now, to in pairwise(grid):
         x0 = denoise(x, now).x0
-        if now.alpha == 0 or to.sigma == 0:  # infinitely long in log(alpha / sigma): nothing lies halfway
+        if now.blank or to.sigma == 0:  # too long or infinitely long in log(alpha / sigma): nothing lies halfway
             x = move(x, x0, now, to)
             continue
         known = [made(x, x0, now, of_noise)]

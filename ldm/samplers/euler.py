@@ -92,7 +92,7 @@ def edm(
     """
     share = min(churn / (len(grid) - 1), MAX_RAISE)
     for now, to in pairwise(grid):
-        if share > 0 and now.alpha > 0 and churned[0] <= now.nsr <= churned[1]:
+        if share > 0 and not now.blank and churned[0] <= now.nsr <= churned[1]:
             higher = grid.at(float(now.nsr) * (1 + share))
             now, x = higher, renoised(x, now, higher, s_noise * noise())
         x = heun_step(denoise, x, denoise(x, now).x0, now, to)

@@ -68,7 +68,7 @@ def adams_bashforth(denoise: Denoise, x: Tensor, grid: Grid, *, heun_start: bool
     noises: list[Tensor] = []
     for now, to in pairwise(grid):
         x0 = denoise(x, now).x0
-        if now.alpha == 0:
+        if now.blank:
             x = move(x, x0, now, to)
             continue
         noises = [implied_noise(x, x0, now), *noises][:4]
@@ -97,7 +97,7 @@ def deis(
     levels: list[Level] = []
     for i, (now, to) in enumerate(pairwise(grid)):
         x0 = denoise(x, now).x0
-        if now.alpha == 0 or to.sigma == 0:
+        if now.blank or to.sigma == 0:
             x = move(x, x0, now, to)
             continue
         noises = [implied_noise(x, x0, now), *noises][:order]

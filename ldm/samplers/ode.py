@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ldm.samplers.interpolation import blend
 from ldm.samplers.step import move
-from ldm.types import Denoise, Grid, Noise
+from ldm.types import BLANK, Denoise, Grid, Noise
 
 # Dormand & Prince 1980: of each stage its place in the step and what the slopes before it count there. The last stage
 # is the step's end; its slope begins the next step.
@@ -31,7 +31,7 @@ class ODEConfig:
 
     one_by_one: ClassVar = True  # steps suit a batch's worst image, and no image may change with its batch
 
-    rtol: float = 1e-4  # error of a step that is allowed, relative to the size of y = x / alpha
+    rtol: float = 1e-4  # error of a step that is allowed, relative to the size of x at unit variance
     atol: float = 1e-4  # and on top of that
 
     def __post_init__(self) -> None:
@@ -47,40 +47,44 @@ def ode(denoise: Denoise, x: Tensor, grid: Grid, *, rtol: float = 1e-4, atol: fl
     """Clean x (B, C, H, W) from ``x`` at ``grid[0]``: Dormand & Prince's method of order 5 over log(nsr).
 
     Of ``grid`` only the ends count: the ODE is followed to its last level with noise, from where x is moved to clean.
-    If it begins without signal, where log(nsr) is infinite, its second level is moved to first. Steps are as long for
-    all images as the worst needs: within the tolerance an image differs with its batch.
+    If it begins with noise alone, x is moved to where that ends first. What is followed is z = x / norm, which has unit
+    variance at every level where x0 has: in y = x / alpha an error that is small beside the noise at a step's start is
+    large beside that at its end. Steps are as long for all images as the worst needs: within the tolerance an image
+    differs with its batch.
 
     Raises:
         ValueError: ``denoise`` says what is no number.
     """
     start, end = grid[0], grid[-2]
-    if start.alpha == 0:
-        x = move(x, denoise(x, start).x0, start, grid[1])
-        start = grid[1]
+    if start.blank:
+        seen = grid.at(BLANK)
+        x, start = move(x, denoise(x, start).x0, start, seen), seen
     if start.sigma == 0:
         return x
 
-    def slope(y: Tensor, log_nsr: float) -> Tensor:
+    def slope(z: Tensor, log_nsr: float) -> Tensor:
         level = grid.at(exp(log_nsr))
-        return y - denoise(level.alpha * y, level).x0  # dy / d log(nsr)
+        kept = level.alpha / level.norm
+        return kept * (kept * z - denoise(level.norm * z, level).x0)  # dz / d log(nsr), from dy / d nsr = noise
 
-    y, at, step = x / start.alpha, log(start.nsr), -FIRST
-    first = slope(y, at)
+    z, at, step = x / start.norm, log(start.nsr), -FIRST
+    first = slope(z, at)
     while at > log(end.nsr):
         step = max(step, log(end.nsr) - at)
         slopes = [first]
         for place, weights in STAGES:
-            ahead = y + step * blend(weights, slopes)
+            ahead = z + step * blend(weights, slopes)
             slopes.append(slope(ahead, at + place * step))
-        error = worst(step * blend(ERROR, slopes) / (atol + rtol * torch.maximum(y.abs(), ahead.abs())))
+        error = worst(step * blend(ERROR, slopes) / (atol + rtol * torch.maximum(z.abs(), ahead.abs())))
         if not isfinite(error):
             raise ValueError(
                 f"x0 is not a number at sigma / alpha {exp(at):.3g}; try --precision fp32, or --sampler heun"
             )
         if error <= 1:
-            y, at, first = ahead, at + step, slopes[-1]
+            z, at, first = ahead, at + step, slopes[-1]
         step = step * min(5.0, max(0.2, 0.9 * error**-0.2 if error > 0 else inf))
-    return move(end.alpha * y, denoise(end.alpha * y, end).x0, end, grid[-1])
+    x = end.norm * z
+    return move(x, denoise(x, end).x0, end, grid[-1])
 
 
 def worst(error: Tensor) -> float:

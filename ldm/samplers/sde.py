@@ -70,7 +70,7 @@ def back(x: Tensor, x0: Tensor, now: Level, to: Level, schedule: Schedule, noise
     A step from no signal, where f is infinite, or to no noise, where the score is, is ``move``; so is one too long for
     Euler's rule, across which f x would be longer than x, as from the cosine table's end.
     """
-    if now.alpha == 0 or to.sigma == 0:
+    if now.blank or to.sigma == 0:
         return move(x, x0, now, to)
     f, g2 = drift_and_diffusion(schedule, float(now.t))
     dt = now.t - to.t

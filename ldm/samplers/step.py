@@ -32,11 +32,11 @@ def implied_noise(x: Tensor, x0: Tensor, level: Level) -> Tensor:
 def heun_step(denoise: Denoise, x: Tensor, x0: Tensor, now: Level, to: Level) -> Tensor:
     """``x`` taken to ``to`` along the mean of the noise at both ends (Karras et al. 2022, arXiv:2206.00364, alg. 1).
 
-    One more call of ``denoise``, but for a step from no signal or to no noise, where one end has no slope: that is
-    ``move``.
+    One more call of ``denoise``, but for a step from noise alone or to no noise, where one end has no slope that
+    counts: that is ``move``.
     """
     ahead = move(x, x0, now, to)
-    if now.alpha == 0 or to.sigma == 0:
+    if now.blank or to.sigma == 0:
         return ahead
     there = implied_noise(ahead, denoise(ahead, to).x0, to)
     return along(x, (implied_noise(x, x0, now) + there) / 2, now, to)

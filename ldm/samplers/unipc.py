@@ -48,7 +48,7 @@ def unipc(
     known: list[Known] = []
     x0 = denoise(x, grid[0]).x0
     for i, (now, to) in enumerate(pairwise(grid)):
-        if now.alpha == 0 or to.sigma == 0:  # infinitely long in log(alpha / sigma): nothing to predict from
+        if now.blank or to.sigma == 0:  # too long or infinitely long in log(alpha / sigma): nothing to predict from
             x = move(x, x0, now, to)
             x0 = denoise(x, to).x0 if to.sigma > 0 else x0
             continue

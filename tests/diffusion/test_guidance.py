@@ -24,10 +24,11 @@ from ldm.diffusion.guidance import (
     guided,
     perpendicular,
 )
+from ldm.diffusion.posterior import posterior
 from ldm.diffusion.process import ProcessConfig
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.targets import TARGETS, regressed, to_x0
-from ldm.samplers.ddim import ddim
+from ldm.samplers.ddim import ddim, ddpm
 from ldm.types import Condition, Grid, Level, Prediction
 
 SCHEDULE = SCHEDULES["linear"]().build()
@@ -282,8 +283,8 @@ def likelihood(x, level):
     return (-0.5 * (Y - prior(x, level).x0) ** 2 / spread).flatten(1).sum(dim=1)
 
 
-@pytest.mark.parametrize("eta", [0.0, 1.0])
-def test_an_exact_classifier_leads_to_the_exact_posterior(eta):
+@pytest.mark.parametrize(("eta", "form"), [(0.0, "noise"), (1.0, "noise"), (1.0, "mean")])
+def test_an_exact_classifier_leads_to_the_exact_posterior(eta, form):
     variance = 1 / (1 / STD**2 + 1 / ERROR**2)
     mean = variance * (MEAN / STD**2 + Y / ERROR**2)
 
@@ -291,7 +292,8 @@ def test_an_exact_classifier_leads_to_the_exact_posterior(eta):
         return torch.randn(1, 1, 200, 200)
 
     grid = uniform(SCHEDULE, 800)
-    x = ddim(classifier_guidance(prior, likelihood), noise(), grid, noise, eta=eta)
+    denoise = classifier_guidance(prior, likelihood, grid=grid if form == "mean" else None)
+    x = ddim(denoise, noise(), grid, noise, eta=eta)
     assert x.mean() == pytest.approx(mean, abs=0.02)
     assert x.std() == pytest.approx(sqrt(variance), rel=0.03)
 
@@ -312,19 +314,35 @@ def test_a_classifier_shifts_the_noise_as_in_algorithm_2():
     torch.testing.assert_close(said, (x - LEVEL.sigma * eps) / LEVEL.alpha)
 
 
-@pytest.mark.parametrize("steps", [10, 1_000])
-def test_a_classifier_shifts_the_mean_as_in_algorithm_1_but_for_the_root_of_one_minus_beta(steps):
+def shift_of_a_step(steps, form):
+    """How far a classifier moves the mean of one of ``steps`` steps of DDPM, and what alg. 1 multiplies."""
     grid, (x,), scale = uniform(SCHEDULE, steps), images(), 2.0
     now, to = grid[steps // 2 : steps // 2 + 2]
-    step = Grid([now, to], SCHEDULE)
-    plain, shifted = (
-        ddim(denoise, x, step, lambda: torch.zeros_like(x), eta=1.0)
-        for denoise in (prior, classifier_guidance(prior, likelihood, scale))
-    )
+    denoisers = prior, classifier_guidance(prior, likelihood, scale, grid if form == "mean" else None)
+    plain, shifted = (ddpm(d, x, Grid([now, to], SCHEDULE), lambda: torch.zeros_like(x)) for d in denoisers)
     leaf = x.clone().requires_grad_()
     (slope,) = torch.autograd.grad(likelihood(leaf, now).sum(), leaf)
+    return shifted - plain, scale * slope, now, to
+
+
+@pytest.mark.parametrize("steps", [10, 1_000])
+def test_a_classifier_given_the_grid_shifts_the_mean_as_in_algorithm_1(steps):
+    shift, slope, now, to = shift_of_a_step(steps, "mean")
+    _, variance = posterior(slope, slope, now, to)
+    torch.testing.assert_close(shift, variance * slope)
+
+
+@pytest.mark.parametrize("steps", [10, 1_000])
+def test_a_classifier_shifts_the_mean_as_algorithm_1_with_beta_but_for_the_root_of_one_minus_beta(steps):
+    shift, slope, now, to = shift_of_a_step(steps, "noise")
     beta = 1 - (now.alpha / to.alpha) ** 2
-    torch.testing.assert_close((shifted - plain) * sqrt(1 - beta), scale * beta * slope)
+    torch.testing.assert_close(shift * sqrt(1 - beta), beta * slope)
+
+
+def test_a_level_that_the_grid_lacks_is_told():
+    denoise = classifier_guidance(prior, likelihood, grid=uniform(SCHEDULE, 10))
+    with pytest.raises(ValueError, match=r"t=0\.55 is no level of the 11 of the grid"):
+        denoise(images()[0], SCHEDULE.level(0.55))
 
 
 def test_a_classifier_is_not_asked_where_nothing_is_left_of_the_data():

@@ -339,6 +339,14 @@ def test_a_mistake_in_a_configuration_is_told_in_one_line(tmp_path, script, args
     assert not (tmp_path / "run").exists()
 
 
+def test_of_several_processes_the_first_alone_prints_and_all_tell_of_errors(monkeypatch):
+    for rank, prints in (("0", True), ("1", False)):
+        monkeypatch.setenv("RANK", rank)
+        status, out, _ = call("train_ldm.py", "--print-config", *TINY)
+        assert (status, bool(out)) == (0, prints)
+        assert_one_line(call("train_ldm.py", "train_ldm.steps=-1"), "steps")
+
+
 def test_the_printed_configuration_is_that_of_the_run(tmp_path):
     _, out, _ = call("train_ldm.py", "--print-config", *TINY, "denoiser.patch=4")
     (tmp_path / "run.yaml").write_text(out)
