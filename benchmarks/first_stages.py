@@ -12,6 +12,7 @@ Legend: N pictures, S side.
 """
 
 import argparse
+from hashlib import sha256
 from math import log2, prod
 from pathlib import Path
 
@@ -20,7 +21,7 @@ import torch
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import map_sizes, quantizers
-from ldm.cli import device_of, one_line_errors
+from ldm.cli import check_picture, device_of, one_line_errors
 from ldm.config import load
 from ldm.data.transforms import from_bytes
 from ldm.evaluation.autoencoder import AutoencoderReport, autoencoder_report
@@ -56,8 +57,10 @@ def main() -> None:
     parser.add_argument("--prompts-per-category", type=int, default=50, metavar="N", help="50 if left out")
     parser.add_argument("--picture", type=Path, metavar="FILE", help="originals, and a row of reconstructions for each")
     args = parser.parse_args()
-    if any(override.startswith("out=") for override in args.set):
+    if any(override.startswith("out=") for override in [*args.set, *args.denoiser_set]):
         raise ValueError("--set out=... would train every configuration in one folder; leave it out")
+    if args.picture is not None:
+        check_picture(args.picture)
     prompts = prompt_set(args.prompts_per_category, TRAINING_SEED)
     columns = [*COLUMNS, *(["score of a denoiser"] if args.denoiser else [])]
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
@@ -95,15 +98,19 @@ def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt]) -> 
 
 
 def score_of_denoiser(path: Path, base: Path, steps: int, changes: list[str], prompts: list[Prompt]) -> Score:
-    """That of a denoiser trained for ``steps`` on the first stage in ``base``, in a folder of that number there.
+    """That of a denoiser trained for ``steps`` on the first stage in ``base``, in a folder of its own there.
 
     Its run is the configuration at ``path`` with ``changes`` laid over it.
     """
-    out = base / f"denoiser-{steps}"
+    told = [*changes, f"train_ldm.steps={steps}", "train_ldm.score_every=0"]
+    out = base / f"denoiser-{sha256(' '.join(told).encode()).hexdigest()[:8]}"
     out.mkdir(exist_ok=True)
-    if not (out / "autoencoder").exists():  # a link, so that one that is trained anew is not passed over
-        (out / "autoencoder").symlink_to((base / "autoencoder").resolve(), target_is_directory=True)
-    run = load(Run, path, [*changes, f"out={out}", f"train_ldm.steps={steps}", "train_ldm.score_every=0"])
+    for stage in ("autoencoder", "text"):
+        if (base / stage).is_dir() and not (
+            out / stage
+        ).exists():  # a link, so that one trained anew is not passed over
+            (out / stage).symlink_to((base / stage).resolve(), target_is_directory=True)
+    run = load(Run, path, [*told, f"out={out}"])
     model = load_model(train_ldm(run, device_of()), device_of())
     asked = [prompt for prompt in prompts if run.data.holds(prompt.statement)]
     return mark(asked, drawn_by(model, asked)).score

@@ -2,8 +2,8 @@
 
     python benchmarks/learning_curve.py runs/seed0 runs/seed1 runs/seed2 --out docs/learning_curve.svg
 
-Each run was trained by scripts/train_ldm.py with train_ldm.score_every=N; what is scored is the average of its weights,
-on the prompts that the run scores itself by. The minutes are those of the training steps alone: not of the scores, the
+Each run was trained by one process with train_ldm.score_every=N; what is scored is the average of its weights, on the
+prompts that the run scores itself by. The minutes are those of the training steps alone: not of the scores, the
 validations, the sample grids and the checkpoints.
 """
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run (its out)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write, *.svg")
     args = parser.parse_args()
-    lines = {run.name: scores(run) for run in args.runs}
+    lines = {str(run): scores(run) for run in args.runs}
     for name, line in lines.items():
         print(name + ": " + ", ".join(f"{score:.0%} after {minutes:.1f} min" for minutes, score in line.items()))
     args.out.parent.mkdir(parents=True, exist_ok=True)

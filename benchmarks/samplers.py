@@ -20,7 +20,7 @@ import matplotlib.pyplot as plt
 import torch
 from torch import Tensor
 
-from ldm.cli import device_of, one_line_errors
+from ldm.cli import check_picture, device_of, one_line_errors
 from ldm.diffusion.grids import GRIDS
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
@@ -33,7 +33,7 @@ BUDGETS = (1, 2, 4, 8, 12, 20, 50, 100)
 SOLVED = 20  # pictures whose distance from the solution is told; few are exact enough
 SOLVER = ["sampler=dpm_solver_pp", "sampler.eta=0"]
 ROWS = {  # what is drawn with: overrides of the model's own settings
-    "ddim = euler": ["sampler=ddim"],
+    "ddim = euler": ["sampler=ddim", "sampler.eta=0"],
     "ddim, eta 1 = ddpm = euler_ancestral": ["sampler=ddim", "sampler.eta=1"],
     "heun": ["sampler=heun"],
     "edm": ["sampler=edm"],
@@ -72,6 +72,7 @@ def main() -> None:
     parser.add_argument("--precision", choices=sorted(DTYPES), default="fp32", help="of the networks; fp32")
     parser.add_argument("--solution", type=int, default=1_000, metavar="STEPS", help="of the solution; 1000")
     args = parser.parse_args()
+    check_picture(args.out, (".png", ".svg"))
     model = load_model(args.model or shipped_model(), device_of())
     measure = Measure(model, args.prompts_per_category, args.solution, args.precision)
     rows = {name: [*SOLVER, f"grid={name}"] for name in sorted(GRIDS.keys() - {"listed"})} if args.grids else ROWS
@@ -113,7 +114,8 @@ class Measure:
         seconds = (time.perf_counter() - began) / len(self.prompts)
         score = mark(self.prompts, pictures).score.overall.value
         distance = None
-        if not draws_noise(sampling, self.model.process.schedule):
+        _, draws_noise = sampling.rehearsal(self.model.process.schedule)
+        if not draws_noise:
             error = (torch.from_numpy(pictures[: len(self.solution)]).float() - self.solution) / 127.5
             distance = error.square().mean().sqrt().item()
         return Point(counter.most, score, distance, seconds)
@@ -138,24 +140,6 @@ class Counter:
         return counted
 
 
-def rehearsal(sampling: Sampling, schedule: Schedule) -> tuple[int, bool]:
-    """How many calls a picture takes, and whether noise is drawn on the way: a walk over a latent of one number."""
-    counter, drawn = Counter(), 0
-
-    def noise() -> Tensor:
-        nonlocal drawn
-        drawn += 1
-        return torch.zeros(1, 1, 1, 1)
-
-    denoise = counter.steer(lambda x, level: Prediction(torch.zeros_like(x)), [])
-    sampling.sampler(denoise, torch.ones(1, 1, 1, 1), sampling.grid(schedule, sampling.sample.steps), noise)
-    return counter.most, drawn > 0
-
-
-def draws_noise(sampling: Sampling, schedule: Schedule) -> bool:
-    return rehearsal(sampling, schedule)[1]
-
-
 def most_steps(sampling: Sampling, schedule: Schedule, budget: int) -> int:
     """The most steps that take no more than ``budget`` calls; 0 where one takes more."""
     fitting = (n for n in range(budget, 0, -1) if _calls(sampling, schedule, n) <= budget)
@@ -163,7 +147,7 @@ def most_steps(sampling: Sampling, schedule: Schedule, budget: int) -> int:
 
 
 def _calls(sampling: Sampling, schedule: Schedule, steps: int) -> int:
-    return rehearsal(sampling.but(f"sample.steps={steps}"), schedule)[0]
+    return sampling.but(f"sample.steps={steps}").rehearsal(schedule)[0]
 
 
 def table(found: dict[str, list[Point]], name: str, cell: Callable[[Point], str]) -> str:

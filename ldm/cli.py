@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ldm.config import load, to_yaml
+from ldm.files import make_writable
 from ldm.folders import load_classifier, load_model
 from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.run import Run
@@ -78,9 +79,9 @@ def add_steering(parser: Any) -> None:
         help="away from what a prompt says and the first does not ask for",
     )
     parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="steer by a classifier of noised latents")
-    parser.add_argument("--classifier-scale", type=float, default=1.0, help="how much, 1 if left out")
+    parser.add_argument("--classifier-scale", type=float, help="how much, 1 if left out")
     parser.add_argument("--worse", type=Path, metavar="FOLDER", help="steer away from an earlier or smaller model")
-    parser.add_argument("--worse-scale", type=float, default=1.5, help="how far, 1 is not at all; 1.5 if left out")
+    parser.add_argument("--worse-scale", type=float, help="how far, 1 is not at all; 1.5 if left out")
 
 
 def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer | None, str]:
@@ -89,6 +90,7 @@ def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer 
     Raises:
         ValueError: the classifier or the other model is of other latents or noise levels; a weight is no number.
     """
+    scales = {name: scale_of(args, name, usual) for name, usual in (("classifier", 1.0), ("worse", 1.5))}
     steers, words = [], []
     if wishes := [(weight_in("--also", *wish), wish[1]) for wish in args.also]:
         steers.append(towards(model, wishes))
@@ -98,12 +100,22 @@ def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer 
         steers.append(away_from(model, text, weight))
         words.append(f"not {text!r}, weight {weight:g}")
     if args.classifier:
-        steers.append(by_classifier(load_classifier(args.classifier, model), args.classifier_scale))
-        words.append(f"{args.classifier.resolve().name}, scale {args.classifier_scale:g}")
+        steers.append(by_classifier(load_classifier(args.classifier, model), scales["classifier"]))
+        words.append(f"{args.classifier.resolve().name}, scale {scales['classifier']:g}")
     if args.worse:
-        steers.append(by_worse_model(model, load_model(args.worse, model.device), args.worse_scale))
-        words.append(f"away from {'/'.join(args.worse.resolve().parts[-2:])}, scale {args.worse_scale:g}")
+        steers.append(by_worse_model(model, load_model(args.worse, model.device), scales["worse"]))
+        words.append(f"away from {'/'.join(args.worse.resolve().parts[-2:])}, scale {scales['worse']:g}")
     return (in_turn(steers) if steers else None), "; ".join(words)
+
+
+def scale_of(args: argparse.Namespace, name: str, usual: float) -> float:
+    """--NAME-scale, or else ``usual``; ValueError where it is no number, or --NAME is not given."""
+    scale = getattr(args, f"{name}_scale")
+    if scale is not None and not getattr(args, name):
+        raise ValueError(f"--{name}-scale {scale:g} is of --{name}, which is not given; give it, or leave both out")
+    if scale is not None and not abs(scale) < inf:
+        raise ValueError(f"--{name}-scale {scale} is no finite number; try --{name}-scale {usual}")
+    return usual if scale is None else scale
 
 
 def weight_in(option: str, weight: str, prompt: str) -> float:
@@ -164,6 +176,13 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
             print("a dry run: nothing was written")
         else:
             print(f"written to {call(run, device, Start(resume_changed=args.resume_changed))}")
+
+
+def check_picture(out: Path, endings: tuple[str, ...] = (".png", ".jpg", ".webp")) -> None:
+    """Before anything is drawn: a ValueError where ``out`` is no name of a picture, an OSError where none can be."""
+    if out.suffix.lower() not in endings or out.is_dir():
+        raise ValueError(f"{out} ends in none of {', '.join(endings)}, or is a folder; try {out.stem}.png")
+    make_writable(out.parent)
 
 
 @contextmanager

@@ -37,6 +37,11 @@ def section(kind: type[T], **overrides: Any) -> T:
     return made
 
 
+def at_home(path: str) -> str:
+    """``path`` with the user's home in the place of a ``~``, which a shell leaves alone after ``key=``."""
+    return str(Path(path).expanduser()) if path.startswith("~") else path
+
+
 def nearest(name: str, names: list[str]) -> str:
     """``did you mean ...?`` for a misspelt name, or the whole list where nothing is near."""
     close = get_close_matches(str(name), names, n=1)

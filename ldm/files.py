@@ -38,8 +38,13 @@ def whole_folder(folder: Path) -> Iterator[Path]:
     ``folder`` so is complete or not there, and an existing one is replaced only by a complete one: it is moved aside
     first, and where the process is killed between the two renames, ``settled`` puts it back. Where the filling fails,
     the staging folder is removed and ``folder`` stays as it was.
+
+    Raises:
+        ValueError: ``folder`` is not one of this program's (`check_ours`).
+        OSError: the disk is full.
     """
     settled(folder)
+    check_ours(folder)
     sweep(folder.parent, escape(folder.name))
     staged = folder.with_name(f".{folder.name}.{os.getpid()}.partial")
     try:
@@ -58,6 +63,14 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         if isinstance(error, OSError) and error.errno in FULL:
             raise OSError(f"{folder} cannot be written ({error}); free disk space: nothing else was lost") from error
         raise
+
+
+def check_ours(folder: Path) -> None:
+    """A ValueError where ``folder``, which is to be replaced, is a file or holds what this program did not write."""
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"{folder} is a file, and a folder is to be written there; move it, or name another place")
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise ValueError(f"{folder} holds files that this program did not write; move it, or name another place")
 
 
 def _replace(folder: Path, staged: Path) -> None:

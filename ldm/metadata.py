@@ -9,6 +9,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from ldm.config import from_dict
+from ldm.pipeline import DTYPES
 from ldm.sampling import Sampling
 
 CHUNK = "ldm"  # the PNG text chunk with the settings as JSON; "parameters" holds them as A1111's web UI writes them
@@ -102,5 +103,7 @@ def _checked(values: dict[str, Any]) -> Settings:
         value = getattr(settings, name)
         if not isinstance(value, get_origin(kind) or kind) or isinstance(value, bool):
             raise ValueError(f"{name} is {value!r}")
+    if settings.precision not in DTYPES:
+        raise ValueError(f"precision is {settings.precision!r}, none of {', '.join(sorted(DTYPES))}")
     from_dict(Sampling, settings.sampling)
     return settings

@@ -1,6 +1,7 @@
 """The networks that a stage of a run takes from others: of the run itself, of its base model, or of the shipped one."""
 
 import json
+import sys
 from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
@@ -32,17 +33,25 @@ def start_autoencoder(run: Run, network: Autoencoder) -> None:
     print(f"the autoencoder starts from {run.base}")
 
 
-def start_denoiser(base: Path, network: nn.Module, autoencoder: Autoencoder) -> None:
-    """Load the base model's denoiser, which must be of the same latents.
+def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> None:
+    """Load the denoiser of ``run.base``, which must be of the same latents; another target or schedule is warned of.
 
     Raises:
         ValueError: the base is no whole model, or its denoiser is of another shape or of another autoencoder.
     """
+    base = Path(run.base)
     check_folder(base)
     if latent_fingerprint(load_autoencoder(base / "autoencoder")[0]) != latent_fingerprint(autoencoder):
         raise ValueError(f"base {base} has another autoencoder: its denoiser knows other latents; use the base's own")
     load_weights(network, base / "denoiser.safetensors")
     print(f"the denoiser starts from {base}")
+    was, now = to_dict(load(Run, base / CONFIG)), to_dict(run)
+    keys = [("process", "target"), *(("schedule", key) for key in was["schedule"])]
+    if any(was[part][key] != now[part].get(key) for part, key in keys):
+        own = " ".join(f"{part}{'' if key == 'name' else f'.{key}'}={was[part][key]}" for part, key in keys)
+        print(
+            f"warning: base {base} has another target or schedule, and must learn anew; its own: {own}", file=sys.stderr
+        )
 
 
 def frozen_autoencoder(run: Run, device: torch.device) -> tuple[Run, Autoencoder]:

@@ -5,7 +5,7 @@ from math import hypot
 from typing import Any
 
 from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
-from ldm.config import choice, section
+from ldm.config import at_home, choice, section
 from ldm.data import DATASETS
 from ldm.data.latents import CacheConfig
 from ldm.denoisers import DENOISERS
@@ -98,11 +98,18 @@ class Run(Sampling):
         return Sampling(self.sampler, self.grid, self.guidance, self.sample)
 
     def __post_init__(self) -> None:
+        self.out, self.base = at_home(self.out), at_home(self.base)
         if self.decoder_only and not self.base:
             raise ValueError("decoder_only needs a base whose encoder it keeps; give base=MODEL")
         for name, stage in vars(self).items():
-            if isinstance(stage, TrainConfig) and stage.shard and stage is not self.train_ldm:
+            if not isinstance(stage, TrainConfig) or stage is self.train_ldm:
+                continue
+            if stage.shard:
                 raise ValueError(f"{name}.shard=true: only the denoiser is sharded (train_ldm.shard); set it to false")
+            if stage.score_every:
+                raise ValueError(
+                    f"{name}.score_every: only the denoiser is scored (train_ldm.score_every); set it to 0"
+                )
         schedule = self.schedule.build()
         noisiest = schedule.level(1.0)
         a, b = (float(part) for part in TARGETS[self.process.target](noisiest))

@@ -3,10 +3,14 @@
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from ldm.config import choice, section, update
 from ldm.diffusion.grids import GRIDS
 from ldm.diffusion.guidance import GuidanceConfig
 from ldm.samplers import SAMPLERS
+from ldm.types import Level, Prediction, Schedule
 
 
 @dataclass
@@ -38,6 +42,23 @@ class Sampling:
     def batch(self) -> int:
         """Images drawn at once: one where the sampler's steps would else suit all images of a batch together."""
         return 1 if getattr(self.sampler, "one_by_one", False) else self.sample.batch
+
+    def rehearsal(self, schedule: Schedule) -> tuple[int, bool]:
+        """How often an image's denoiser is called, and whether noise is drawn on the way: a walk over one number."""
+        calls, draws = 0, 0
+
+        def denoise(x: Tensor, level: Level) -> Prediction:
+            nonlocal calls
+            calls += 1
+            return Prediction(torch.zeros_like(x))
+
+        def noise() -> Tensor:
+            nonlocal draws
+            draws += 1
+            return torch.zeros(1, 1, 1, 1)
+
+        self.sampler(denoise, torch.ones(1, 1, 1, 1), self.grid(schedule, self.sample.steps), noise)
+        return calls, draws > 0
 
     def but(self, *overrides: str) -> "Sampling":
         """The same with ``section.key=value`` laid over it, all checked.

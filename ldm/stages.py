@@ -26,6 +26,7 @@ from ldm.data.shapes import ShapesConfig
 from ldm.denoisers.classifier import Classifier
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
+from ldm.files import check_ours
 from ldm.folders import (
     build_denoiser,
     fingerprint,
@@ -61,7 +62,7 @@ VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is ta
 
 def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the first stage; returns its folder."""
-    config, folder = run.train_autoencoder, Path(run.out) / "autoencoder"
+    config, folder = run.train_autoencoder, _own(run, "autoencoder")
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
     if run.base and not saved(_training(run, AutoencoderTask.name) / "state"):
@@ -84,7 +85,7 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
 
 def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train a text encoder of the run's own sizes on image-caption pairs; returns its folder."""
-    config, folder = run.train_clip, Path(run.out) / "text"
+    config, folder = run.train_clip, _own(run, "text")
     torch.manual_seed(config.seed)
     data = run.data.build("train"), run.data.build("val")
     processes(device)
@@ -97,7 +98,7 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
 
 def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
-    config, folder = run.train_ldm, Path(run.out) / "model"
+    config, folder = run.train_ldm, _own(run, "model")
     if config.shard:
         check_processes(device)
     torch.manual_seed(config.seed)
@@ -105,7 +106,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     run, autoencoder, text = frozen_stages(run, device)
     network = build_denoiser(run, autoencoder, text).to(device)
     if run.base and not saved(_training(run, DenoiserTask.name) / "state"):
-        start_denoiser(Path(run.base), network, autoencoder)
+        start_denoiser(run, network, autoencoder)
     cached = cache_pays(run, train_data, processes(device).num_processes)
     if cached and start.scratch:
         train_data = cache_a_few(run, autoencoder, text, train_data, start.scratch)
@@ -142,7 +143,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
 
 def train_classifier(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train a classifier of the noised latents of the run's autoencoder; returns its folder."""
-    config, folder = run.train_classifier, Path(run.out) / "classifier"
+    config, folder = run.train_classifier, _own(run, "classifier")
     torch.manual_seed(config.seed)
     run, autoencoder = frozen_autoencoder(run, device)
     network = run.classifier.build(autoencoder.channels)
@@ -163,7 +164,7 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     Raises:
         ValueError: the autoencoder has no codes, or too many.
     """
-    config, folder = run.train_prior, Path(run.out) / "prior"
+    config, folder = run.train_prior, _own(run, "prior")
     torch.manual_seed(config.seed)
     num_codes(run.bottleneck.build(run.autoencoder.channels))  # refused before one is looked for
     run, autoencoder = frozen_autoencoder(run, device)
@@ -220,6 +221,13 @@ def _train(
         print(preflight(make, start.scratch, Path(run.out), device))
     else:
         make(_training(run, task.name)).run()
+
+
+def _own(run: Run, stage: str) -> Path:
+    """The folder that a stage is exported to; ValueError, before anything is trained, where it is somebody else's."""
+    folder = Path(run.out) / stage
+    check_ours(folder)
+    return folder
 
 
 def _training(run: Run, stage: str) -> Path:

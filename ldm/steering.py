@@ -11,7 +11,7 @@ from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guid
 from ldm.diffusion.process import unit
 from ldm.folders import check_same, latent_fingerprint
 from ldm.pipeline import Steer, TextToImage
-from ldm.types import Denoise, Grid, Level
+from ldm.types import Denoise, Level
 
 
 def in_turn(steers: Sequence[Steer]) -> Steer:
@@ -25,11 +25,8 @@ def in_turn(steers: Sequence[Steer]) -> Steer:
     return steer
 
 
-def by_classifier(classifier: Classifier, scale: float, grid: Grid | None = None) -> Steer:
-    """Towards latents in which ``classifier`` sees those of its words that the prompt says.
-
-    Given the sampler's ``grid`` it moves the means of DDPM's steps, else the noise (`classifier_guidance`).
-    """
+def by_classifier(classifier: Classifier, scale: float) -> Steer:
+    """Towards latents in which ``classifier`` sees those of its words that the prompt says."""
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
         wanted = present(prompts, classifier.words)  # (B, K)
@@ -39,7 +36,7 @@ def by_classifier(classifier: Classifier, scale: float, grid: Grid | None = None
             logits = classifier(unit(x, level), t).float()  # (B, K)
             return (logsigmoid(logits) * wanted.to(x.device)).sum(dim=1)
 
-        return classifier_guidance(denoise, log_prob, scale, grid)
+        return classifier_guidance(denoise, log_prob, scale)
 
     return steer
 

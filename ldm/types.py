@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 Scalar = float | Tensor
 
-BLANK = 1_000.0  # nsr from which on nothing of the data is seen
+BLANK = 1_000.0  # nsr from which on x tells less than a millionth of an x0 of unit variance
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,7 +93,7 @@ class Level(NamedTuple):
 
     @property
     def blank(self) -> bool:
-        """Whether x is noise alone, but for a thousandth of it; floats only.
+        """Whether x is noise alone, but for a thousandth of it; of a level of floats.
 
         A step from there to where something is seen is so long that only the predicted x0 can be relied on over it:
         solvers of higher order blend predictions by weights of the size of now.nsr / to.nsr.

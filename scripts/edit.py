@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli import add_sampling, check_seed, device_of, given_sampling, one_line_errors
+from ldm.cli import add_sampling, check_picture, check_seed, device_of, given_sampling, one_line_errors
 from ldm.data.transforms import BrokenSample, read_image, to_tensor
 from ldm.editing import (
     Blur,
@@ -97,6 +97,7 @@ def main() -> None:
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
     check_seed(args.seed, args.n_samples)
+    check_picture(args.out)
     image = read(args.image)
     model = load_model(args.ckpt or shipped_model(), device_of(args.device))
     model.sampling = model.sampling.but(*given_sampling(args))
@@ -123,7 +124,6 @@ def main() -> None:
         inside = plan.hole.expand_as(image) > 0
         cut = [one[inside].view(1, 1, 1, -1) for one in (image, *results)]
         print(f"PSNR in the hole against the picture: {', '.join(decibels(cut[0], one) for one in cut[1:])} dB")
-    args.out.parent.mkdir(parents=True, exist_ok=True)
     shown = [*plan.before, *results]
     grid(torch.cat(shown), columns=len(shown), path=args.out)
     print(f"{args.out}: {plan.legend}, and the results")

@@ -23,7 +23,7 @@ from ldm.config import load, to_dict
 from ldm.evaluation.benchmark import read_folder
 from ldm.evaluation.evaluation import Drawer, score_model, score_pictures, with_general, with_held_out, with_sweeps
 from ldm.evaluation.general import Sources
-from ldm.evaluation.prompts import prompt_set, read_prompts
+from ldm.evaluation.prompts import TRAINING_SEED, prompt_set, read_prompts
 from ldm.evaluation.report import Report, check_out, write_report
 from ldm.folders import CONFIG, digest, load_model, shipped_model
 from ldm.run import Run
@@ -49,7 +49,13 @@ def parse() -> argparse.Namespace:
         metavar="scale=1,2,4",
         help="scores at each value",
     )
-    what.add_argument("--sweep-prompts", type=int, default=10, metavar="N", help="a category at each value; 10")
+    what.add_argument(
+        "--sweep-prompts",
+        type=int,
+        default=10,
+        metavar="N",
+        help="a category at each value, not of the benchmark's own; 10",
+    )
     what.add_argument("--likelihood", action="store_true", help="also how likely held-out latents are: minutes")
     what.add_argument("--seed", type=int, default=0, help="of the first picture, 0 if left out; the next count up by 1")
     how = parser.add_argument_group("how to draw (the model's own settings where left out)")
@@ -103,7 +109,9 @@ def main() -> None:
         steered = {"steering": steering} if steering else {}
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing
-        few = prompts if args.prompts else prompt_set(args.sweep_prompts)
+        few = (
+            prompts if args.prompts else prompt_set(args.sweep_prompts, TRAINING_SEED)
+        )  # to choose by, not to judge by
         report = with_sweeps(report, draw, few, sweeps)
         report = with_held_out(report, model, run, likelihood=args.likelihood)
         write_report(out, report)

@@ -17,8 +17,10 @@ from pathlib import Path
 import webdataset as wds
 from tqdm import tqdm
 
+from ldm.cli import one_line_errors
 from ldm.data.shapes import ShapesConfig
 from ldm.data.transforms import to_images
+from ldm.files import make_writable
 from ldm.types import Key
 
 Picture = tuple[bytes, str]  # a PNG file's bytes, and its caption
@@ -34,21 +36,23 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--shard-size", type=int, default=1000, help="pictures an archive; default: %(default)s")
     args = parser.parse_args(argv)
     if args.count < 1:
-        parser.error(f"--count {args.count} leaves nothing to write; try --count 1000")
+        raise ValueError(f"--count {args.count} leaves nothing to write; try --count 1000")
     if args.shard_size < 1:
-        parser.error(f"--shard-size {args.shard_size} leaves nothing to write; try --shard-size 1000")
+        raise ValueError(f"--shard-size {args.shard_size} leaves nothing to write; try --shard-size 1000")
+    config = ShapesConfig(size=args.size, seed=args.seed, length=args.count)
+    make_writable(args.out)
+    if any(args.out.iterdir()):
+        raise ValueError(f"{args.out} is not empty; choose another --out or empty it first")
+    pictures = tqdm(draw_all(config), total=args.count, unit=" pictures")
     try:
-        config = ShapesConfig(size=args.size, seed=args.seed, length=args.count)
-        args.out.mkdir(parents=True, exist_ok=True)
-        if any(args.out.iterdir()):
-            parser.error(f"{args.out} is not empty; choose another --out or empty it first")
-        pictures = tqdm(draw_all(config), total=args.count, unit=" pictures")
         if args.format == "folder":
             write_folder(pictures, args.out)
         else:
             write_shards(pictures, args.out, args.shard_size)
-    except (ValueError, OSError) as error:
-        parser.error(str(error))
+    except BaseException:
+        for path in args.out.iterdir():  # it was empty
+            path.unlink()
+        raise
     print(f"{args.count} pictures in {args.out}; train on them with data.name={args.format} data.path={args.out}")
 
 
@@ -87,4 +91,5 @@ def json_of(key: str, caption: str) -> bytes:
 
 
 if __name__ == "__main__":
-    main()
+    with one_line_errors():
+        main()

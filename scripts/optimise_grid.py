@@ -13,15 +13,16 @@ from tqdm import tqdm
 
 from ldm.cli import device_of, one_line_errors, read_lines
 from ldm.config import load
+from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.grid_search import optimised_times
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
+from ldm.files import check_ours
 from ldm.folders import CONFIG, load_model, save_model, shipped_model
 from ldm.pipeline import TextToImage, from_noise
 from ldm.run import Run
 from ldm.sampling import Sampling
 from ldm.types import Denoise, Grid, Noise, Sampler
 
-WITHOUT_NOISE = ("ddim", "euler", "heun", "plms", "ipndm", "deis", "dpm_solver", "dpm_solver_pp", "unipc")
 FINE = ("sampler=heun", "sample.steps=60", "grid=uniform")
 
 
@@ -35,16 +36,14 @@ def main() -> None:
     parser.add_argument("--device", default="", help="cpu, cuda, ...")
     parser.add_argument("--out", type=Path, required=True, help="folder of the model with its new settings")
     args = parser.parse_args()
-    if args.sampler not in WITHOUT_NOISE:
-        raise ValueError(f"--sampler {args.sampler} is not one without noise; use one of {', '.join(WITHOUT_NOISE)}")
+    walk = without_noise(args.sampler, args.steps)
     prompts = read_lines(args.from_file) if args.from_file else [p.text for p in prompt_set(2, TRAINING_SEED)]
     if not prompts:
         raise ValueError(f"{args.from_file} holds no prompt; write one on each line")
+    check_ours(args.out)
     folder = args.model or shipped_model()
     model = load_model(folder, device_of(args.device))
-    few = model.sampling.but(f"sampler={args.sampler}", "grid=uniform", f"sample.steps={args.steps}")
-    if getattr(few.sampler, "eta", 0.0):
-        few = few.but("sampler.eta=0")
+    few = model.sampling.but(*walk)
     exact = latents(model, prompts, model.sampling.but(*FINE))
     with tqdm(total=args.evaluations, desc="searching", unit="drawing", dynamic_ncols=True) as bar:
 
@@ -61,6 +60,17 @@ def main() -> None:
         f"error of the latents {found.error_before:.3f} with even times, {found.error:.3f} with {sampling.grid.times}"
     )
     print(f"written to {args.out}")
+
+
+def without_noise(sampler: str, steps: int) -> list[str]:
+    """The settings that draw by ``sampler`` along a grid, alike each time; ValueError where it cannot."""
+    walk = [f"sampler={sampler}", "grid=uniform", f"sample.steps={steps}"]
+    if hasattr(Sampling().but(*walk).sampler, "eta"):
+        walk.append("sampler.eta=0")
+    tried = Sampling().but(*walk)
+    if tried.rehearsal(SCHEDULES["vp"]().build())[1] or tried.batch != Sampling().batch:
+        raise ValueError(f"--sampler {sampler} draws noise or takes steps of its own; try --sampler dpm_solver_pp")
+    return walk
 
 
 @torch.no_grad()

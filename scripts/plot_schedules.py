@@ -17,21 +17,19 @@ matplotlib.use("Agg")  # before pyplot: there may be no screen
 import numpy as np
 from matplotlib import pyplot as plt
 
-from ldm.cli import one_line_errors
+from ldm.cli import check_picture, one_line_errors
 from ldm.diffusion.schedules import SCHEDULES, TableConfig
 
 POINTS = 801  # of each curve
 CLIP = 20  # largest log SNR that is drawn, and smallest with a minus
 COLOURS = [*matplotlib.colormaps["tab10"].colors, "black"]
-ENDINGS = (".png", ".svg")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write, *.png or *.svg")
     args = parser.parse_args()
-    if args.out.suffix.lower() not in ENDINGS:
-        raise ValueError(f"--out {args.out} ends in none of {', '.join(ENDINGS)}; try --out {args.out.stem}.png")
+    check_picture(args.out, (".png", ".svg"))
     draw(args.out)
     print(f"{len(SCHEDULES)} schedules in {args.out}")
 

@@ -41,6 +41,16 @@ def test_a_new_folder_replaces_the_old_one_entirely(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("held", ["file", "folder"])
+def test_what_this_program_did_not_write_is_not_replaced(tmp_path, held):
+    theirs = tmp_path / "model" if held == "file" else tmp_path / "model" / "holiday.jpg"
+    theirs.parent.mkdir(exist_ok=True)
+    theirs.write_text("theirs")
+    with pytest.raises(ValueError, match=r"model (is a file|holds files that this program did not write).*; move it"):
+        fill(tmp_path / "model")
+    assert theirs.read_text() == "theirs"
+
+
 @pytest.mark.parametrize("fault", [OSError("No space left on device"), KeyboardInterrupt()])
 @pytest.mark.parametrize("old", [True, False])
 def test_a_folder_is_left_as_it_was_where_the_filling_fails(tmp_path, fault, old):

@@ -108,6 +108,7 @@ def test_a_file_that_is_no_image_is_refused(tmp_path, content):
         for wrong in (
             {"seed": "7"},
             {"seed": True},
+            {"precision": "fp8"},
             {"sampling": [1.5]},
             {"sampling": {"sample": {"steps": 0}}},
             {"sampling": {"sampler": {"name": "os.system"}}},

@@ -6,7 +6,7 @@
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from itertools import pairwise
-from math import exp, inf, log
+from math import exp, log
 
 import numpy as np
 
@@ -14,6 +14,7 @@ from ldm.diffusion.schedules import VPTable
 from ldm.types import Grid, Level, Schedule
 
 CLEAN = Level(0.0, 1.0, 0.0)
+SEEN = 160.0  # largest nsr by which levels are spaced: that of DDPM's linear table; more is next to noise alone
 TABLE = 1_000  # steps of the table that a schedule without one is taken for where a grid counts in them
 
 
@@ -36,14 +37,12 @@ def evenly_in(
 ) -> Grid:
     """``steps`` levels from t = 1 to ``t_min`` whose scale(nsr) is evenly spaced, and the clean one.
 
-    The first level is t = 1 itself. Where no signal is left there, the others are spaced as if its nsr were that of
-    the time 1 - ``t_min``.
+    The first level is t = 1 itself. Where next to no signal is left there, the others are spaced as if its nsr were
+    ``SEEN``, that most of them are where something is seen.
     """
-    noisiest, cleanest = float(schedule.level(1.0).nsr), float(schedule.level(t_min).nsr)
-    if noisiest == inf:
-        noisiest = float(schedule.level(1 - t_min).nsr)
-    if cleanest == 0 or noisiest == inf:
-        raise ValueError(f"t_min {t_min} of this schedule has no noise, or 1 - t_min no signal; try t_min=0.001")
+    noisiest, cleanest = min(float(schedule.level(1.0).nsr), SEEN), float(schedule.level(t_min).nsr)
+    if cleanest == 0:
+        raise ValueError(f"t_min {t_min} of this schedule has no noise; try t_min=0.001")
     places = np.linspace(scale(noisiest), scale(cleanest), _counted(steps))[1:]
     return at_times(schedule, [1.0, *(schedule.t_at(inverse(float(place))) for place in places)])
 

@@ -68,7 +68,8 @@ class GuidanceConfig:
             nonlocal momentum
             update = x0_cond - x0_null
             if self.momentum:
-                update = momentum = update + self.momentum * momentum
+                update = update + self.momentum * momentum
+                momentum = update.detach()  # a graph of one call alone, where gradients are taken
             if self.norm:
                 length = update.square().sum(dim=IMAGE, keepdim=True).sqrt()  # (B, 1, 1, 1)
                 update = update * (self.norm / length.clamp(min=self.norm))
@@ -219,7 +220,7 @@ def classifier_guidance(
             return said
         if grid and level not in after:
             raise ValueError(f"t={level.t} is no level of the {len(grid)} of the grid; give that of the sampler")
-        to = after.get(level, level)
+        to = after[level] if grid else level
         with differentiable():
             leaf = x.detach().clone().requires_grad_()
             (slope,) = torch.autograd.grad(log_prob(leaf, level).sum(), leaf)

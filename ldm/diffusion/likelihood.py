@@ -16,9 +16,8 @@ from numpy.typing import NDArray
 from scipy.integrate import solve_ivp
 from torch import Tensor
 
-from ldm.diffusion.vlb import MAX_NSR
 from ldm.gradients import differentiable
-from ldm.types import Denoise, Level, Schedule
+from ldm.types import BLANK, Denoise, Level, Schedule
 
 
 class LogLikelihood(NamedTuple):
@@ -74,7 +73,7 @@ def log_likelihood(
     ``rtol`` and ``atol`` are those of the adaptive Runge-Kutta solver, which steps the whole batch alike. For 8-bit
     pixels scaled to [-1, 1] and dequantised, bits per dimension of a code are these + log2(127.5).
     """
-    start, end = max(nsr_min, schedule.level(0.0).nsr), min(schedule.level(1.0).nsr, MAX_NSR)
+    start, end = max(nsr_min, schedule.level(0.0).nsr), min(schedule.level(1.0).nsr, BLANK)
     if not 0 < start < end:
         raise ValueError(f"nsr_min {nsr_min} is not between 0 and {end:.4g}, the schedule's end; try nsr_min=1e-3")
     rows, size = len(x0), x0[0].numel()

@@ -14,11 +14,9 @@ from torch import Tensor
 from ldm.diffusion.posterior import Variance, like, posterior, reverse_step
 from ldm.diffusion.process import noised
 from ldm.diffusion.times import evenly_spread
-from ldm.types import Denoise, Grid, Level, Noise, Prediction
+from ldm.types import BLANK, Denoise, Grid, Level, Noise, Prediction
 
 Reconstruction = Callable[[Tensor, Tensor, Tensor], Tensor]  # x0, mean, log-variance -> log p(x0), each (B, C, H, W)
-
-MAX_NSR = 1e3  # past it x tells less than a millionth of a unit-variance x0; flows go on to infinity
 
 
 class Bound(NamedTuple):
@@ -140,7 +138,7 @@ def continuous_bound(
     """
     if evaluations < 1:
         raise ValueError(f"evaluations {evaluations} is not at least 1; try evaluations=100")
-    low, high = log(grid[-2].nsr), log(min(grid[0].nsr, MAX_NSR))
+    low, high = log(grid[-2].nsr), log(min(grid[0].nsr, BLANK))
     terms, errors = [], []
     for place in sorted(evenly_spread(evaluations, generator).tolist(), reverse=True):
         now = grid.at(exp(low + place * (high - low)))

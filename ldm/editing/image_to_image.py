@@ -13,9 +13,9 @@ def image_to_image(
 
     ``latent`` is (B, C, H, W), or (1, C, H, W) for as many pictures of it as ``noise`` has rows.
 
-    ``sampler`` starts from the noised ``latent`` at the level of ``grid`` whose time is nearest to ``strength``. At
-    the grid's first level it starts from noise alone, even where the schedule keeps a trace of data to the end:
-    strength 1 is sampling from nothing. Strength 0 returns ``latent``.
+    ``sampler`` starts from the noised ``latent`` at the level of ``grid`` whose time is nearest to ``strength``. With
+    strength 1 it starts from noise alone, even where the grid's first level keeps a trace of data: that is sampling
+    from nothing. Strength 0 returns ``latent``.
 
     Raises:
         ValueError: the strength is not in [0, 1].
@@ -27,7 +27,7 @@ def image_to_image(
     if start == len(grid) - 1:
         return latent
     rest = Grid(grid[start:], grid.schedule)
-    x = noised(latent, draw, rest[0]) if start > 0 else rest[0].sigma * draw
+    x = noised(latent, draw, rest[0]) if strength < 1 else rest[0].sigma * draw
     return sampler(denoise, x, rest, noise)
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from ldm.diffusion.sde import drift_and_diffusion
-from ldm.samplers.step import move
+from ldm.samplers.step import move, renewed
 from ldm.types import Denoise, Grid, Level, Noise, Schedule
 
 
@@ -67,15 +67,16 @@ def langevin(x: Tensor, gradient: Tensor, size: Tensor | float, draw: Tensor) ->
 def back(x: Tensor, x0: Tensor, now: Level, to: Level, schedule: Schedule, noise: Noise) -> Tensor:
     """``x`` at ``to`` by dx = (f x - g^2 score) dt + g dw (Song et al. 2021, arXiv:2011.13456, eq. 6), t falling.
 
-    A step from no signal, where f is infinite, or to no noise, where the score is, is ``move``; so is one too long for
-    Euler's rule, across which f x would be longer than x, as from the cosine table's end.
+    A step from noise alone, where f is all but infinite, or to no noise, where the score is, is ``move``. One too long
+    for Euler's rule, across which f x would be longer than x or g^2 dt more than all the noise, is the posterior's.
     """
     if now.blank or to.sigma == 0:
         return move(x, x0, now, to)
     f, g2 = drift_and_diffusion(schedule, float(now.t))
     dt = now.t - to.t
-    if abs(f) * dt > 1:
-        return move(x, x0, now, to)
+    if abs(f) * dt > 1 or g2 * dt > now.sigma**2:
+        kept, fresh = renewed(now, to, 1.0)
+        return move(x, x0, now, kept) + fresh * noise()
     return x - (f * x - g2 * score(x, x0, now)) * dt + sqrt(g2 * dt) * noise()
 
 
@@ -108,13 +109,14 @@ def annealed_langevin(
 
     ``repeats`` Langevin steps at each level, of size step / 2 times its variance, that leave the noise of the level
     before to be shrunk. It is the y = x / alpha of the paper's process that goes on from level to level. The last step
-    takes out the noise that is left (Jolicoeur-Martineau et al. 2021, arXiv:2009.05475).
+    takes out the noise that is left (Jolicoeur-Martineau et al. 2021, arXiv:2009.05475). Levels must be so near, or
+    ``repeats`` so many, that now.nsr / to.nsr (1 - step / 2)^repeats is below 1: else the noise grows.
     """
     for now, to in pairwise(grid):
         for _ in range(repeats):
             gradient = score(x, denoise(x, now).x0, now)
             x = langevin(x, gradient, 0.5 * step * now.sigma**2, noise())
-        if now.alpha == 0 or to.sigma == 0:
+        if now.blank or to.sigma == 0:
             x = move(x, denoise(x, now).x0, now, to)
         else:
             x = (to.alpha / now.alpha) * x

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from ldm.config import nearest
+from ldm.config import at_home, nearest
 from ldm.files import save_tensors
 from ldm.text.vocabulary import NUM_IDS, Vocabulary
 from ldm.text.weights import fetch, fill, read_weights
@@ -47,6 +47,7 @@ class ClipConfig:
     layout: float = 0.0  # weight of redrawing the picture, coarsely, from the states, in training: they learn to bind
 
     def __post_init__(self) -> None:
+        self.weights = at_home(self.weights)
         if self.states not in STATES:
             raise ValueError(f"states: no '{self.states}' here; {nearest(self.states, list(STATES))}")
         if self.model and not (self.pretrained or self.weights):

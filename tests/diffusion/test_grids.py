@@ -73,6 +73,13 @@ def test_grids_in_noise_start_without_signal_and_then_at_finite_noise(endless, n
         assert grid[-2].t == pytest.approx(0.001)
 
 
+@pytest.mark.parametrize("name", ["karras", "log_snr"])
+@pytest.mark.parametrize("schedule", ["cosine", "flow"])
+def test_levels_are_not_spent_on_noise_alone(name, schedule):
+    grid = nsrs(GRIDS[name]()(SCHEDULES[schedule]().build(), 20))
+    assert sum(nsr > 100 for nsr in grid) <= 4  # karras has three by SEEN, and t = 1
+
+
 def test_karras_levels_are_diffusers():
     np.testing.assert_allclose(nsrs(GRIDS["karras"]()(LDM, 13)), sigmas(13, use_karras_sigmas=True), rtol=2e-5)
 

@@ -393,3 +393,11 @@ def test_a_setting_out_of_range_is_named(changes):
     with pytest.raises(ValueError) as error:
         GuidanceConfig(**changes)
     assert str(error.value).startswith(f"{name} {value}")
+
+
+def test_momentum_holds_no_graph_of_earlier_calls():
+    combine = GuidanceConfig(scale=4.0, momentum=-0.5).build()
+    first, second = (image.requires_grad_() for image in images(2))
+    combine(first, torch.zeros_like(first), first, LEVEL)
+    then = combine(second, torch.zeros_like(second), second, LEVEL)
+    assert torch.autograd.grad(then.sum(), (first, second), allow_unused=True)[0] is None

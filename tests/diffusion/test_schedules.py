@@ -186,7 +186,7 @@ def test_the_script_draws_every_schedule(name, start, tmp_path, monkeypatch, cap
         with pytest.raises(SystemExit, match="2"):
             runpy.run_path(str(script), run_name="__main__")
         said = capsys.readouterr().err
-        assert said.startswith("error: ") and said.endswith("try --out all.png\n") and not out.exists()
+        assert said.startswith("error: ") and said.endswith("try all.png\n") and not out.exists()
         return
     runpy.run_path(str(script), run_name="__main__")
     drawn = out.read_bytes()

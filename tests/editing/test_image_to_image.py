@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from ldm.diffusion.grids import GRIDS
+from ldm.diffusion.schedules import SCHEDULES
 from ldm.editing import image_to_image
 from ldm.samplers import SAMPLERS
 from ldm.samplers.ddim import ddim
@@ -42,6 +44,18 @@ def test_sampling_starts_from_the_noised_latent_at_the_nearest_level(strength, g
     assert abs(level.t - strength) == min(abs(level.t - strength) for level in grid)
     assert [level for _, level in seen] == grid[grid.index(level) : -1]
     torch.testing.assert_close(x, level.alpha * latent + level.sigma * noise_of(latent)())
+
+
+def test_a_grid_that_starts_below_time_one_forgets_nothing_until_strength_one():
+    schedule, latent, seen = SCHEDULES["flow"]().build(), torch.full((1, 1, 2, 4), 2.0), []
+
+    def denoise(x, level):
+        seen.append(x)
+        return Prediction(latent)
+
+    grid = GRIDS["leading"]()(schedule, 4)  # from t = 0.751
+    image_to_image(denoise, ddim, grid, latent, 0.9, noise_of(latent))
+    torch.testing.assert_close(seen[0], grid[0].alpha * latent + grid[0].sigma * noise_of(latent)())
 
 
 def test_the_more_strength_the_less_is_kept(correlated, grid):

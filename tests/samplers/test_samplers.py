@@ -10,7 +10,7 @@ import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 
-from ldm.diffusion.grids import uniform
+from ldm.diffusion.grids import GRIDS, uniform
 from ldm.diffusion.posterior import posterior
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS, ImageNoise
@@ -367,7 +367,7 @@ def test_an_images_draws_depend_on_its_seed_alone():
         assert torch.equal(alone()[0], batch()[2])
 
 
-@pytest.mark.parametrize("name", sorted(SAMPLERS.keys() - {"annealed_langevin"}))
+@pytest.mark.parametrize("name", sorted(SAMPLERS))
 @pytest.mark.parametrize("steps", [16, 60])
 def test_every_sampler_starts_well_where_next_to_no_signal_is_left(name, steps):
     """The cosine table ends at a sigma / alpha of 20,000, and its grid goes on at 16 or 62."""
@@ -375,3 +375,14 @@ def test_every_sampler_starts_well_where_next_to_no_signal_is_left(name, steps):
     grid = uniform(SCHEDULES["cosine"]().build(), steps)
     x = SAMPLERS[name]()(MIXTURE, noise(), grid, noise)
     assert distance(x) < 0.15
+
+
+@pytest.mark.parametrize("name", ["euler_maruyama", "predictor_corrector"])
+@pytest.mark.parametrize("schedule", ["ve", "edm", "subvp", "cosine"])
+@pytest.mark.parametrize("grid", ["uniform", "leading", "karras"])
+@pytest.mark.parametrize("steps", [4, 8, 20])
+def test_few_steps_of_the_reverse_sde_do_not_leave_the_data(name, schedule, grid, steps):
+    noise = ImageNoise([0], (2, 40, 40))
+    levels = GRIDS[grid]()(SCHEDULES[schedule]().build(), steps)
+    x = SAMPLERS[name]()(MIXTURE, levels[0].sigma * noise(), levels, noise)
+    assert x.abs().max() < 10

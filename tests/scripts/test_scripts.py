@@ -236,7 +236,9 @@ def test_levels_found_for_a_model_are_written_with_it(chain, tmp_path):
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        (["--sampler", "ddpm"], "--sampler ddpm is not one without noise; use one of ddim, euler"),
+        (["--sampler", "ddpm"], "--sampler ddpm draws noise or takes steps of its own"),
+        (["--sampler", "ode"], "--sampler ode draws noise or takes steps of its own"),
+        (["--out", "mine"], "mine holds files that this program did not write"),
         (["--from-file", "empty.txt"], "empty.txt holds no prompt"),
         (["--from-file", "none.txt"], "none.txt"),
     ],
@@ -244,7 +246,10 @@ def test_levels_found_for_a_model_are_written_with_it(chain, tmp_path):
 def test_a_mistake_in_looking_for_levels_is_told_before_the_model_is_read(options, says, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "empty.txt").write_text("\ufeff \n\t\n", encoding="utf-8")
-    assert_one_line(call("optimise_grid.py", "nowhere", *options, "--out", "out"), says)
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "holiday.jpg").touch()
+    assert_one_line(call("optimise_grid.py", "nowhere", "--out", "out", *options), says)
+    assert (tmp_path / "mine" / "holiday.jpg").exists()
 
 
 def test_prompts_are_read_alike_on_every_platform(tmp_path):

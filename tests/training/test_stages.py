@@ -391,12 +391,25 @@ def test_a_run_with_a_base_model_starts_from_its_denoiser_and_takes_its_other_pa
     base = Path(trained.out, "model")
     run = load(Run, None, [*tiny, f"base={base}", f"out={tmp_path}", "train_ldm.steps=1", "train_ldm.lr=1e-12"])
     train_ldm(run, CPU)
-    said = capsys.readouterr().out
+    said, warned = capsys.readouterr()
     assert f"the denoiser starts from {base}" in said and f"taking {base}'s autoencoder" in said
+    assert "warning" not in warned
     for part in ("denoiser.safetensors", "text/text.safetensors", "autoencoder/autoencoder.safetensors"):
         before, after = read_tensors(base / part), read_tensors(tmp_path / "model" / part)
         for key, value in before.items():
             torch.testing.assert_close(after[key], value, atol=1e-5, rtol=1e-3)
+
+
+def test_a_base_of_another_target_or_schedule_is_warned_of_with_the_settings_that_keep_it(
+    trained, tmp_path, tiny, capsys
+):
+    base = Path(trained.out, "model")
+    own = f"process.target={trained.process.target} schedule=cosine schedule.steps={trained.schedule.steps}"
+    for other in (["process.target=x0"], ["schedule=flow"], [f"schedule.shift={2 * trained.schedule.shift}"]):
+        out = f"out={tmp_path / other[0]}"
+        train_ldm(load(Run, None, [*tiny, f"base={base}", out, "train_ldm.steps=1", *other]), CPU)
+        assert f"warning: base {base} has another target or schedule" in (said := capsys.readouterr().err)
+        assert all(setting in said for setting in own.split())
 
 
 def test_an_autoencoder_starts_from_that_of_the_base_model(trained, tmp_path, tiny, capsys):
