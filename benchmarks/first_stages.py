@@ -105,10 +105,8 @@ def score_of_denoiser(path: Path, base: Path, steps: int, changes: list[str], pr
     told = [*changes, f"train_ldm.steps={steps}", "train_ldm.score_every=0"]
     out = base / f"denoiser-{sha256(' '.join(told).encode()).hexdigest()[:8]}"
     out.mkdir(exist_ok=True)
-    for stage in ("autoencoder", "text"):
-        if (base / stage).is_dir() and not (
-            out / stage
-        ).exists():  # a link, so that one trained anew is not passed over
+    for stage in ("autoencoder", "text"):  # links, so that one that is trained anew is not passed over
+        if (base / stage).is_dir() and not (out / stage).exists():
             (out / stage).symlink_to((base / stage).resolve(), target_is_directory=True)
     run = load(Run, path, [*told, f"out={out}"])
     model = load_model(train_ldm(run, device_of()), device_of())

@@ -1,7 +1,8 @@
 """What the target, the weight, the schedule and the times of a denoiser's training are worth: a table in Markdown.
 
     make demo
-    python benchmarks/training_choices.py --base runs/demo --config configs/demo.yaml train_ldm.steps=400
+    python benchmarks/training_choices.py --base runs/demo --config configs/demo.yaml \\
+        train_ldm.steps=400 train_ldm.decay=linear
 
 Each row trains a denoiser from scratch, all of them on the same latents, for the same steps with the same seed. A row
 tells the target, the schedule where it is not the first row's, and what else is not. The score is that of the exact

@@ -178,7 +178,7 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
             print(f"written to {call(run, device, Start(resume_changed=args.resume_changed))}")
 
 
-def check_picture(out: Path, endings: tuple[str, ...] = (".png", ".jpg", ".webp")) -> None:
+def check_picture(out: Path, endings: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp")) -> None:
     """Before anything is drawn: a ValueError where ``out`` is no name of a picture, an OSError where none can be."""
     if out.suffix.lower() not in endings or out.is_dir():
         raise ValueError(f"{out} ends in none of {', '.join(endings)}, or is a folder; try {out.stem}.png")

@@ -45,13 +45,10 @@ def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> No
         raise ValueError(f"base {base} has another autoencoder: its denoiser knows other latents; use the base's own")
     load_weights(network, base / "denoiser.safetensors")
     print(f"the denoiser starts from {base}")
-    was, now = to_dict(load(Run, base / CONFIG)), to_dict(run)
-    keys = [("process", "target"), *(("schedule", key) for key in was["schedule"])]
-    if any(was[part][key] != now[part].get(key) for part, key in keys):
-        own = " ".join(f"{part}{'' if key == 'name' else f'.{key}'}={was[part][key]}" for part, key in keys)
-        print(
-            f"warning: base {base} has another target or schedule, and must learn anew; its own: {own}", file=sys.stderr
-        )
+    known = _levels(load(Run, base / CONFIG))
+    if known != _levels(run):
+        own = " ".join(f"{key}={_plain(value)}" for key, value in known.items())
+        print(f"warning: base {base} has another target or schedule; its own: {own}", file=sys.stderr)
 
 
 def frozen_autoencoder(run: Run, device: torch.device) -> tuple[Run, Autoencoder]:
@@ -112,6 +109,13 @@ def _check_own(run: Run, name: str, folder: Path, found: dict[str, Any], script:
             f"{folder} was trained with {first}={_plain(other[first])}, and this run asks for {instead}: "
             f"give {named} to build on it, or train one of this run's own with {script}"
         )
+
+
+def _levels(run: Run) -> dict[str, Any]:
+    """The settings, by name, that settle what a denoiser says at which noise level."""
+    settings = to_dict(run)
+    target = {"process.target": settings["process"]["target"]}
+    return target | {f"schedule.{name}": value for name, value in settings["schedule"].items()}
 
 
 def _network(run: Run, stage: str) -> dict[str, Any]:

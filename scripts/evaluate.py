@@ -109,9 +109,8 @@ def main() -> None:
         steered = {"steering": steering} if steering else {}
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing
-        few = (
-            prompts if args.prompts else prompt_set(args.sweep_prompts, TRAINING_SEED)
-        )  # to choose by, not to judge by
+        # what a model is chosen by is not what it is judged by
+        few = prompts if args.prompts else prompt_set(args.sweep_prompts, TRAINING_SEED)
         report = with_sweeps(report, draw, few, sweeps)
         report = with_held_out(report, model, run, likelihood=args.likelihood)
         write_report(out, report)

@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +86,7 @@ class LineTask:
 
     name = "line"
 
-    def __init__(self, bad: set[int] = frozenset(), spoil: Callable[[Tensor], Tensor] = torch.clone) -> None:  # type: ignore[assignment]
+    def __init__(self, bad: Set[int] = frozenset(), spoil: Callable[[Tensor], Tensor] = torch.clone) -> None:
         self.network, self.learned = Line(), nn.Module()
         self.bad, self.spoil, self.exported = bad, spoil, 0
 

@@ -404,7 +404,7 @@ def test_a_base_of_another_target_or_schedule_is_warned_of_with_the_settings_tha
     trained, tmp_path, tiny, capsys
 ):
     base = Path(trained.out, "model")
-    own = f"process.target={trained.process.target} schedule=cosine schedule.steps={trained.schedule.steps}"
+    own = f"process.target={trained.process.target} schedule.name=cosine schedule.steps={trained.schedule.steps}"
     for other in (["process.target=x0"], ["schedule=flow"], [f"schedule.shift={2 * trained.schedule.shift}"]):
         out = f"out={tmp_path / other[0]}"
         train_ldm(load(Run, None, [*tiny, f"base={base}", out, "train_ldm.steps=1", *other]), CPU)
