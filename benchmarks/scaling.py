@@ -74,8 +74,7 @@ def main() -> None:
         held = ", ".join(f"{part} {each * parameters / 1e9:.1f} GB" for part, each in BYTES.items())
         memory.append(f"{name}: {held}; {sum(BYTES.values()) * parameters / 1e9:.1f} GB in all")
         shared = ", ".join(f"{sharded(network, gpus):.1f} GB over {gpus} GPUs" for gpus in (8, 64))
-        host = sum(BYTES[part] for part in ("weights", "AdamW", "average")) * parameters / 1e9
-        memory.append(f"{name}, sharded: {shared}; on the first one's host while it saves {host:.1f} GB")
+        memory.append(f"{name}, sharded: {shared}")
     print("\nmemory of each GPU, before activations and the frozen parts", *memory, sep="\n")
 
 

@@ -26,7 +26,7 @@ GIVEN = ("autoencoder", "text", "cache")  # the stages that all rows share
 PLAIN = ["weight=plain", "times=uniform"]
 V = ["process.target=v", "schedule=cosine", "schedule.shift=2", *PLAIN]
 EPS = ["process.target=eps", "schedule=linear", *PLAIN]  # x0 cannot be told from noise where no signal is left
-FLOW = ["process.target=flow", "schedule=flow", *PLAIN]
+FLOW = ["process.target=flow", "schedule=flow", "schedule.shift=1", *PLAIN]
 ROWS = {  # name: overrides of the configuration
     "v, cosine with shift 2": V,
     "x0": [*V, "process.target=x0"],

@@ -183,7 +183,12 @@ def load_weights(network: torch.nn.Module, source: Path) -> None:
     Raises:
         BrokenFile: the file is torn, or keys or shapes differ; the message names the first and both shapes.
     """
-    tensors, wanted = read_tensors(source), network.state_dict()
+    fill_weights(network, read_tensors(source), source)
+
+
+def fill_weights(network: torch.nn.Module, tensors: dict[str, Tensor], source: Path) -> None:
+    """``load_weights`` of ``tensors`` that were read from ``source``."""
+    wanted = network.state_dict()
     for kind, keys in (("lacks", wanted.keys() - tensors.keys()), ("has the unknown", tensors.keys() - wanted.keys())):
         if keys:
             first = ", ".join(sorted(keys)[:3])

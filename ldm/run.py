@@ -52,10 +52,10 @@ class Run(Sampling):
         scale_shift=True,
         position=True,
     )
-    schedule: Any = choice(SCHEDULES, "cosine", shift=3.0)
-    process: ProcessConfig = section(ProcessConfig)
+    schedule: Any = choice(SCHEDULES, "flow", shift=1.5)
+    process: ProcessConfig = section(ProcessConfig, target="flow")
     weight: Any = choice(WEIGHTS, "plain")  # of the training loss, by noise level
-    times: Any = choice(TIMES, "uniform")  # at which a batch is trained
+    times: Any = choice(TIMES, "logit_normal")  # at which a batch is trained
     classifier: ClassifierConfig = section(ClassifierConfig)
     prior: PriorConfig = section(PriorConfig)  # of the codes of a first stage that has some
     cache: CacheConfig = section(CacheConfig)

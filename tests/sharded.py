@@ -1,5 +1,6 @@
 """What tests run in each of two processes that share a network's weights."""
 
+import os
 import runpy
 import sys
 from pathlib import Path
@@ -82,3 +83,26 @@ def denoiser(name: str, checkpointing: bool, seed: int) -> nn.Module:
     for weight in network.parameters():
         nn.init.normal_(weight, std=0.1, generator=generator)
     return network
+
+
+class Wide(LineTask):
+    """A line with a layer of 2 MB."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.network = nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 1))
+
+
+def save_apart(
+    rank: int, port: int, folder: Path, *, steps: int = 4, elsewhere: bool = False, file_size: int = 0
+) -> None:
+    """A sharded training whose second process writes ``elsewhere``, or has a disk that takes ``file_size`` bytes."""
+    join(rank, port, folder)
+    place = folder / str(rank) if elsewhere and rank else folder
+    place.mkdir(exist_ok=True)
+    os.chdir(place)
+    if file_size and rank:
+        import resource
+
+        resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
+    trainer(Path("run"), Wide(), steps=steps, batch=4, shard=True).run()

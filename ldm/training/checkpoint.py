@@ -2,27 +2,41 @@
 
 import json
 import shutil
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm.files import BrokenFile, check_folder, save_tensors, sweep, whole_folder
+from ldm.files import BrokenFile, check_folder, read_tensors, save_tensors, sweep, whole_folder
 from ldm.training.sharding import sharded_as
+from ldm.training.shares import read_shares
 
 PREFIX = "step-"
 
+Parts = Mapping[str, Mapping[str, Tensor]]  # tensors by name, by the name of their file
+
+
+def write_whole(parts: Parts, folder: Path) -> None:
+    """One safetensors file for each of ``parts``."""
+    for name, part in parts.items():
+        save_tensors(dict(part), folder / f"{name}.safetensors")
+
 
 def save_state(
-    folder: Path, step: int, tensors: dict[str, dict[str, Tensor]], facts: dict[str, Any], keep: int
+    folder: Path,
+    step: int,
+    parts: Parts,
+    facts: dict[str, Any],
+    keep: int,
+    write: Callable[[Parts, Path], None] = write_whole,
 ) -> None:
-    """Write ``folder``/step-N, one safetensors file for each of ``tensors``; then drop all but the newest ``keep``."""
+    """Write ``folder``/step-N, where ``parts`` lie as ``write`` lays them; then drop all but the newest ``keep``."""
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, f"{PREFIX}*")
     with whole_folder(folder / f"{PREFIX}{step:08d}") as staged:
-        for name, part in tensors.items():
-            save_tensors(part, staged / f"{name}.safetensors")
+        write(parts, staged)
         (staged / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1))
     newer = [path for path in saved(folder) if path.name > f"{PREFIX}{step:08d}"]  # torn: this run passed them over
     for old in [*saved(folder)[: -keep - len(newer)], *newer]:
@@ -43,6 +57,12 @@ def newest(folder: Path, warn: Any = print) -> Path | None:
         except BrokenFile as error:
             warn(f"warning: checkpoint {path.name} is passed over: {error}")
     return None
+
+
+def read_part(path: Path, name: str, beside: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The tensors called ``name`` in the checkpoint ``path``: those of one file whole, of shares as ``read_shares``."""
+    file = path / f"{name}.safetensors"
+    return read_tensors(file) if file.is_file() else read_shares(path / name, beside or {})
 
 
 def optimizer_tensors(opt: Optimizer, network: nn.Module) -> dict[str, Tensor]:

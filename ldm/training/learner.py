@@ -10,7 +10,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ldm.files import load_weights, read_tensors
+from ldm.files import fill_weights
 from ldm.training import checkpoint
 from ldm.training.optim import TrainConfig, learning_rate, optimizer
 from ldm.training.sharding import hollow, shard, whole
@@ -27,12 +27,12 @@ class Learner:
         self.config, self.accelerator, self.prefix = config, accelerator, prefix
         self.network = network.to(accelerator.device)
         self.resumed = 0  # updates that a checkpoint had
-        self.held: dict[str, Tensor] = {}  # the optimizer's tensors there
+        self.checkpoint: Path | None = None
 
     def resume(self, path: Path, state: dict[str, Any]) -> None:
         """Take weights, optimizer and fp16's scale from the checkpoint in ``path``, with its ``state``."""
-        load_weights(self.network, path / f"{self.prefix}weights.safetensors")
-        self.held = read_tensors(path / f"{self.prefix}optimizer.safetensors")
+        self.checkpoint = path
+        fill_weights(self.network, checkpoint.read_part(path, f"{self.prefix}weights"), path)
         self.resumed = int(state.get(f"{self.prefix}updates", state["step"]))
         if self.accelerator.scaler is not None and f"{self.prefix}scaler" in state:
             self.accelerator.scaler.load_state_dict(state[f"{self.prefix}scaler"])
@@ -43,9 +43,10 @@ class Learner:
             self.double = hollow(self.network)
             shard(self.network, self.accelerator.device)
         opt = optimizer(self.network, self.config)
-        if self.held:
-            checkpoint.load_optimizer(opt, self.network, self.held)
-            self.held = {}
+        if self.checkpoint is not None:
+            beside = dict(self.network.named_parameters())
+            held = checkpoint.read_part(self.checkpoint, f"{self.prefix}optimizer", beside)
+            checkpoint.load_optimizer(opt, self.network, held)
         self.schedule = learning_rate(opt, self.config, self.resumed)
         self.opt: Any = self.accelerator.prepare_optimizer(opt)
         network = torch.compile(self.network) if self.config.compile else self.network

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm.files import load_weights
+from ldm.files import fill_weights
 from ldm.training import checkpoint
 from ldm.training.engine import accelerator, any_rank, mean_of_ranks
 from ldm.training.guards import Spikes, all_finite, culprit
@@ -21,7 +21,8 @@ from ldm.training.learner import Learner
 from ldm.training.log import Log, draw_curves
 from ldm.training.looks import Looks, quietly
 from ldm.training.optim import TrainConfig, moving_average
-from ldm.training.sharding import gathered, shard
+from ldm.training.sharding import shard
+from ldm.training.shares import write_shares
 from ldm.training.signals import Signals
 from ldm.training.start import PLAIN, Start, check, conditions
 from ldm.training.task import Loss, MicroStep, Rival, Task
@@ -192,7 +193,7 @@ class Trainer:
         return self.learners[0].whole(self.network if self.average is None else self.average.module)
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by the name of its file; of a sharded run not gathered."""
+        """What a checkpoint holds, by the name of its file; of a sharded run what this process does."""
         tensors = {name: part for learner in self.learners for name, part in learner.tensors().items()}
         if self.average is not None:
             tensors["ema"] = self.average.state_dict()
@@ -205,19 +206,27 @@ class Trainer:
 
         Else what is exported comes first, since a finished run that is started again exports no more.
         """
-        network, cpu = self._averaged(), torch.device("cpu")
-        tensors = {name: gathered(part, cpu, keep=self.main) for name, part in self.tensors().items()}
+        network = self._averaged()
+        acts: list[Callable[[], None]] = [partial(self._export, network), self._save_state]
+        for act in reversed(acts) if in_haste else acts:
+            act()
+        self.accelerator.wait_for_everyone()
+
+    def _export(self, network: nn.Module) -> None:
+        if self.main:
+            quietly(network, self.task.export)
+
+    def _save_state(self) -> None:
+        """Write a checkpoint: the first process does, and of a sharded run all do."""
+        tensors, shared = self.tensors(), self.config.shard
         if self.main:
             facts = {"config": self.described, "torch": torch.__version__, "conditions": self.conditions}
             for learner in self.learners:
                 facts |= learner.facts()
-            acts = [
-                partial(quietly, network, self.task.export),
-                partial(checkpoint.save_state, self.folder / "state", self.step, tensors, facts, self.config.keep),
-            ]
-            for act in reversed(acts) if in_haste else acts:
-                act()
-        self.accelerator.wait_for_everyone()
+            write = write_shares if shared else checkpoint.write_whole
+            checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep, write)
+        elif shared:
+            write_shares(tensors)
 
     def _resume(self) -> int:
         """Load the newest whole checkpoint into everything; returns its step, 0 where there is none."""
@@ -230,9 +239,9 @@ class Trainer:
         for learner in self.learners:
             learner.resume(path, state)
         if self.average is not None:
-            load_weights(self.average, path / "ema.safetensors")
+            fill_weights(self.average, checkpoint.read_part(path, "ema"), path)
         if self.task.learned.state_dict():
-            load_weights(self.task.learned, path / "learned.safetensors")
+            fill_weights(self.task.learned, checkpoint.read_part(path, "learned"), path)
         self.accelerator.print(f"going on from {path}")
         return int(state["step"])
 

@@ -61,22 +61,17 @@ def whole(network: nn.Module, double: nn.Module) -> nn.Module:
     return copy
 
 
-def gathered(tensors: dict[str, Tensor], onto: torch.device | None = None, *, keep: bool = True) -> dict[str, Tensor]:
-    """``tensors`` with the sharded ones whole, each of them moved ``onto`` a device where one is given.
-
-    A process that is not to ``keep`` them only takes part, and gets nothing.
-    """
-    found = {}
-    for name, value in tensors.items():
-        full = value.full_tensor() if isinstance(value, DTensor) else value
-        if keep:
-            found[name] = full.to(onto) if onto and full is not value else full
-    return found
+def gathered(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """``tensors`` with the sharded ones whole."""
+    return {name: value.full_tensor() if isinstance(value, DTensor) else value for name, value in tensors.items()}
 
 
 def sharded_as(value: Tensor, parameter: Tensor) -> Tensor:
-    """Of ``value``, which all processes hold whole, the shard that lies beside that of ``parameter``, if it has one."""
-    if not isinstance(parameter, DTensor) or value.shape != parameter.shape:
+    """Of ``value``, which all processes hold whole, the shard that lies beside that of ``parameter``, if it has one.
+
+    What is sharded already stays as it is.
+    """
+    if isinstance(value, DTensor) or not isinstance(parameter, DTensor) or value.shape != parameter.shape:
         return value
     value = value.to(parameter.device)
     return distribute_tensor(value, parameter.device_mesh, parameter.placements, src_data_rank=None)

@@ -11,11 +11,10 @@ from processes import pair, torchrun
 from sharded import compare_denoisers, end_in_nan, script
 
 from ldm.config import load
-from ldm.files import read_tensors
 from ldm.folders import load_model
 from ldm.run import Run
 from ldm.stages import train_ldm
-from ldm.training.checkpoint import newest, saved
+from ldm.training.checkpoint import newest, read_part, saved
 from ldm.training.loop import MAX_SKIPPED
 from ldm.training.optim import TrainConfig
 
@@ -34,7 +33,7 @@ def trained(folder, steps=6, bad=frozenset(), spoil=torch.clone, **settings):
 
 def held(run):
     path = newest(run / "state")
-    parts = {name: read_tensors(path / f"{name}.safetensors") for name in FILES}
+    parts = {name: read_part(path, name) for name in FILES}
     return {f"{name}.{key}": value for name, part in parts.items() for key, value in part.items()}
 
 
@@ -111,7 +110,7 @@ def test_a_model_that_was_trained_sharded_draws(tmp_path):
     options = [*UNTRAINED, "denoiser.checkpointing=true", f"out={out}", *(f"train_ldm.{each}" for each in settings)]
     status, said = pair(script, tmp_path / "said", "train_ldm.py", *options)
     assert status == [0, 0], said
-    kept = read_tensors(newest(out / "training/denoiser/state") / "ema.safetensors")
+    kept = read_part(newest(out / "training/denoiser/state"), "ema")
     for folder in ("model", "model-best"):
         model = load_model(out / folder)
         for key, value in model.denoiser.state_dict().items():

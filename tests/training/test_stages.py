@@ -162,7 +162,7 @@ def test_a_missing_stage_that_is_no_shipped_network_is_asked_for(tmp_path, shipp
         ("train_ldm.optimizer=adamw", "another optimizer \\(muon, now adamw\\)"),
         ("train_ldm.ema=0", "another average"),
         ("schedule.shift=1", "another schedule"),
-        ("process.target=x0", "another process .*target='v'.*now .*target='x0'"),
+        ("process.target=x0", "another process .*target='flow'.*now .*target='x0'"),
     ],
 )
 def test_a_run_does_not_go_on_with_what_would_not_be_the_same_run(trained, tiny, change, says):
@@ -404,8 +404,8 @@ def test_a_base_of_another_target_or_schedule_is_warned_of_with_the_settings_tha
     trained, tmp_path, tiny, capsys
 ):
     base = Path(trained.out, "model")
-    own = f"process.target={trained.process.target} schedule.name=cosine schedule.steps={trained.schedule.steps}"
-    for other in (["process.target=x0"], ["schedule=flow"], [f"schedule.shift={2 * trained.schedule.shift}"]):
+    own = f"process.target={trained.process.target} schedule.name=flow schedule.shift={trained.schedule.shift}"
+    for other in (["process.target=x0"], ["schedule=cosine"], [f"schedule.shift={2 * trained.schedule.shift}"]):
         out = f"out={tmp_path / other[0]}"
         train_ldm(load(Run, None, [*tiny, f"base={base}", out, "train_ldm.steps=1", *other]), CPU)
         assert f"warning: base {base} has another target or schedule" in (said := capsys.readouterr().err)
