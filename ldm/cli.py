@@ -147,8 +147,18 @@ def given_sampling(args: argparse.Namespace) -> list[str]:
     return [*given, *args.set]
 
 
-def run_script(stage: str, script: str, description: str, call: Callable[[Run, torch.device, Start], object]) -> None:
-    """Parse the options of a training script, then ``call`` it with the run, the device and what else was asked."""
+def run_script(
+    stage: str,
+    script: str,
+    description: str,
+    call: Callable[[Run, torch.device, Start], object],
+    *,
+    resumes: bool = True,
+) -> None:
+    """Parse the options of a training script, then ``call`` it with the run, the device and what else was asked.
+
+    One that ``resumes`` has checkpoints to go on from.
+    """
     parser = argparse.ArgumentParser(
         prog=f"python scripts/{script}",
         description=description,
@@ -161,7 +171,8 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
     parser.add_argument(
         "--dry-run", action="store_true", help="try a few steps, tell what the run will take, and leave"
     )
-    parser.add_argument("--resume-changed", action="store_true", help="go on from a checkpoint of other settings")
+    if resumes:
+        parser.add_argument("--resume-changed", action="store_true", help="go on from a checkpoint of other settings")
     parser.add_argument("--print-config", action="store_true", help="print the whole configuration and leave")
     args = parser.parse_intermixed_args()
     with one_line_errors(), only_first_prints():
@@ -175,7 +186,7 @@ def run_script(stage: str, script: str, description: str, call: Callable[[Run, t
                 call(run, device, Start(scratch=Path(scratch)))
             print("a dry run: nothing was written")
         else:
-            print(f"written to {call(run, device, Start(resume_changed=args.resume_changed))}")
+            print(f"written to {call(run, device, Start(resume_changed=resumes and args.resume_changed))}")
 
 
 def check_picture(out: Path, endings: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp")) -> None:

@@ -99,6 +99,8 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
 def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
     config, folder = run.train_ldm, _own(run, "model")
+    if config.score_every:
+        _own(run, "model-best")
     if config.shard:
         check_processes(device)
     torch.manual_seed(config.seed)

@@ -25,4 +25,5 @@ if __name__ == "__main__":
         "cache_latents.py",
         "Encode every training image and caption once, into <out>/cache. train_ldm.py does this itself where it pays.",
         cache,
+        resumes=False,
     )

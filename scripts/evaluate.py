@@ -57,7 +57,7 @@ def parse() -> argparse.Namespace:
         help="a category at each value, not of the benchmark's own; 10",
     )
     what.add_argument("--likelihood", action="store_true", help="also how likely held-out latents are: minutes")
-    what.add_argument("--seed", type=int, default=0, help="of the first picture, 0 if left out; the next count up by 1")
+    what.add_argument("--seed", type=int, help="of the first picture, 0 if left out; the next count up by 1")
     how = parser.add_argument_group("how to draw (the model's own settings where left out)")
     add_sampling(how, "what the machine multiplies fastest")
     add_steering(how)
@@ -85,14 +85,15 @@ def main() -> None:
             file.writelines(f"{prompt.text}\n" for prompt in prompts)
         print(f"{len(prompts)} prompts in {args.write_prompts}")
         return
-    check_seed(args.seed, len(prompts))
+    seed = args.seed or 0
+    check_seed(seed, len(prompts))
     out, sources = check_out(args.out), read_sources(args)
     reference = read_folder(args.reference) if args.reference else None
     asked = sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:10]
     what: dict[str, Any] = {"prompts": f"{len(prompts)} ({args.prompts or 'the benchmark'}, {asked})"}
     model = None
     if args.images:
-        drawn_by = (args.model, given, args.precision, args.device)
+        drawn_by = (args.model, given, args.seed is not None, args.precision, args.device)
         steered_by = (args.classifier, args.worse, args.also, args.perp_neg)
         if any((*drawn_by, *steered_by)) or args.sweep or args.likelihood:
             raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
@@ -105,7 +106,7 @@ def main() -> None:
         sweeps = read_sweeps(args.sweep, model.sampling)
         steer, steering = given_steering(args, model)
         precision = args.precision or resolve_precision("auto", model.device)
-        draw, run = Drawer(model, args.seed, precision, steer), load(Run, folder / CONFIG)
+        draw, run = Drawer(model, seed, precision, steer), load(Run, folder / CONFIG)
         steered = {"steering": steering} if steering else {}
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing

@@ -93,6 +93,8 @@ def parse() -> argparse.Namespace:
 @torch.inference_mode()
 def main() -> None:
     args = parse()
+    if args.images and args.count is not None and args.what != "traversals":
+        raise ValueError(f"--images are all shown; leave out --count {args.count}")
     args.count = COUNTS[args.what] if args.count is None else args.count
     if args.count < 1:
         raise ValueError(f"--count {args.count} is not at least 1")

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ldm.cli import one_line_errors
 from ldm.files import whole_folder
-from ldm.training.checkpoint import save_state
+from ldm.training.checkpoint import new_state, write_whole
 from ldm.training.log import read
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
@@ -28,7 +28,8 @@ def fill(folder: Path, text: str) -> None:
 
 def save(folder: Path, step: int, keep: int = 1) -> None:
     weights = {"w": torch.full((1_000,), float(step))}
-    save_state(folder, step, {"weights": weights, "ema": weights}, {"torch": "2"}, keep)
+    with new_state(folder, step, {"torch": "2"}, keep) as staged:
+        write_whole({"weights": weights, "ema": weights}, staged)
 
 
 def hang_in(point: str, call: Callable[..., object], *args: object) -> None:

@@ -11,8 +11,11 @@ from faulty import Line, LineTask, join, nan, trainer
 from processes import SCRIPTS
 from torch import Tensor, nn
 from torch.distributed import all_reduce
+from torch.distributed.tensor import DTensor
 
+from ldm.cli import one_line_errors
 from ldm.denoisers import DENOISERS
+from ldm.training.checkpoint import read_part
 from ldm.training.sharding import gathered, hollow, shard, whole
 from ldm.types import Condition
 
@@ -85,18 +88,28 @@ def denoiser(name: str, checkpointing: bool, seed: int) -> nn.Module:
     return network
 
 
+ROWS = 100_000
+
+
 class Wide(LineTask):
     """A line with a layer of 2 MB."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.network = nn.Sequential(nn.Linear(4, 100_000), nn.Linear(100_000, 1))
+        self.network = nn.Sequential(nn.Linear(4, ROWS), nn.Linear(ROWS, 1))
 
 
 def save_apart(
-    rank: int, port: int, folder: Path, *, steps: int = 4, elsewhere: bool = False, file_size: int = 0
+    rank: int,
+    port: int,
+    folder: Path,
+    *,
+    steps: int = 4,
+    shard: bool = True,
+    elsewhere: bool = False,
+    file_size: int = 0,
 ) -> None:
-    """A sharded training whose second process writes ``elsewhere``, or has a disk that takes ``file_size`` bytes."""
+    """A training whose second process writes ``elsewhere``, or has a disk that takes ``file_size`` bytes."""
     join(rank, port, folder)
     place = folder / str(rank) if elsewhere and rank else folder
     place.mkdir(exist_ok=True)
@@ -105,4 +118,18 @@ def save_apart(
         import resource
 
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_size, file_size))
-    trainer(Path("run"), Wide(), steps=steps, batch=4, shard=True).run()
+    with one_line_errors():
+        trainer(Path("run"), Wide(), steps=steps, batch=4, shard=shard).run()
+
+
+def read_back(rank: int, port: int, folder: Path, path: Path) -> None:
+    """The optimizer's part of a checkpoint at ``path``, into a sharded network, of which this process has its rows."""
+    join(rank, port, folder)
+    PartialState(cpu=True)
+    network = Wide().network
+    shard(network, CPU)
+    found = read_part(path, "optimizer", dict(network.named_parameters()))
+    assert all(isinstance(value, DTensor) for key, value in found.items() if not key.endswith(".step"))
+    mine = found["0.weight.exp_avg"].to_local()
+    whole = read_part(path, "optimizer")["0.weight.exp_avg"]
+    assert torch.equal(mine, whole[rank * ROWS // 2 : (rank + 1) * ROWS // 2])

@@ -2,43 +2,36 @@
 
 import json
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm.files import BrokenFile, check_folder, read_tensors, save_tensors, sweep, whole_folder
+from ldm.files import MANIFEST, BrokenFile, check_folder, read_tensors, save_tensors, sweep, whole_folder
+from ldm.training.distributed_checkpoint import read_sharded
 from ldm.training.sharding import sharded_as
-from ldm.training.shares import read_shares
 
 PREFIX = "step-"
 
-Parts = Mapping[str, Mapping[str, Tensor]]  # tensors by name, by the name of their file
 
+@contextmanager
+def new_state(folder: Path, step: int, facts: dict[str, Any], keep: int) -> Iterator[Path]:
+    """What is put into the folder it gives is a checkpoint in the end, ``folder``/step-N, with its ``facts``.
 
-def write_whole(parts: Parts, folder: Path) -> None:
-    """One safetensors file for each of ``parts``."""
-    for name, part in parts.items():
-        save_tensors(dict(part), folder / f"{name}.safetensors")
-
-
-def save_state(
-    folder: Path,
-    step: int,
-    parts: Parts,
-    facts: dict[str, Any],
-    keep: int,
-    write: Callable[[Parts, Path], None] = write_whole,
-) -> None:
-    """Write ``folder``/step-N, where ``parts`` lie as ``write`` lays them; then drop all but the newest ``keep``."""
+    Then all but the newest ``keep`` are dropped.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     sweep(folder, f"{PREFIX}*")
-    with whole_folder(folder / f"{PREFIX}{step:08d}") as staged:
-        write(parts, staged)
+    made = folder / f"{PREFIX}{step:08d}"
+    if made.is_dir() and not (made / MANIFEST).is_file():  # torn: this run passed it over
+        shutil.rmtree(made)
+    with whole_folder(made) as staged:
+        yield staged
         (staged / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1))
-    newer = [path for path in saved(folder) if path.name > f"{PREFIX}{step:08d}"]  # torn: this run passed them over
+    newer = [path for path in saved(folder) if path.name > made.name]  # torn, too
     for old in [*saved(folder)[: -keep - len(newer)], *newer]:
         shutil.rmtree(old)
 
@@ -59,10 +52,16 @@ def newest(folder: Path, warn: Any = print) -> Path | None:
     return None
 
 
-def read_part(path: Path, name: str, beside: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-    """The tensors called ``name`` in the checkpoint ``path``: those of one file whole, of shares as ``read_shares``."""
+def write_whole(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
+    """Write each of ``parts`` to a safetensors file of its name in ``folder``."""
+    for name, tensors in parts.items():
+        save_tensors(dict(tensors), folder / f"{name}.safetensors")
+
+
+def read_part(path: Path, name: str, parameters: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    """The part called ``name`` of the checkpoint ``path``: of one file, whole, or by ``read_sharded``."""
     file = path / f"{name}.safetensors"
-    return read_tensors(file) if file.is_file() else read_shares(path / name, beside or {})
+    return read_tensors(file) if file.is_file() else read_sharded(path / name, parameters or {})
 
 
 def optimizer_tensors(opt: Optimizer, network: nn.Module) -> dict[str, Tensor]:

@@ -32,7 +32,8 @@ class Learner:
     def resume(self, path: Path, state: dict[str, Any]) -> None:
         """Take weights, optimizer and fp16's scale from the checkpoint in ``path``, with its ``state``."""
         self.checkpoint = path
-        fill_weights(self.network, checkpoint.read_part(path, f"{self.prefix}weights"), path)
+        name = f"{self.prefix}weights"
+        fill_weights(self.network, checkpoint.read_part(path, name), path / name)
         self.resumed = int(state.get(f"{self.prefix}updates", state["step"]))
         if self.accelerator.scaler is not None and f"{self.prefix}scaler" in state:
             self.accelerator.scaler.load_state_dict(state[f"{self.prefix}scaler"])
@@ -44,8 +45,8 @@ class Learner:
             shard(self.network, self.accelerator.device)
         opt = optimizer(self.network, self.config)
         if self.checkpoint is not None:
-            beside = dict(self.network.named_parameters())
-            held = checkpoint.read_part(self.checkpoint, f"{self.prefix}optimizer", beside)
+            parameters = dict(self.network.named_parameters())
+            held = checkpoint.read_part(self.checkpoint, f"{self.prefix}optimizer", parameters)
             checkpoint.load_optimizer(opt, self.network, held)
         self.schedule = learning_rate(opt, self.config, self.resumed)
         self.opt: Any = self.accelerator.prepare_optimizer(opt)

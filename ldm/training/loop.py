@@ -15,14 +15,14 @@ from tqdm import tqdm
 
 from ldm.files import fill_weights
 from ldm.training import checkpoint
-from ldm.training.engine import accelerator, any_rank, mean_of_ranks
+from ldm.training.distributed_checkpoint import write_sharded
+from ldm.training.engine import accelerator, any_rank, check_seen, first_of, folder_of_all, mean_of_ranks
 from ldm.training.guards import Spikes, all_finite, culprit
 from ldm.training.learner import Learner
 from ldm.training.log import Log, draw_curves
 from ldm.training.looks import Looks, quietly
 from ldm.training.optim import TrainConfig, moving_average
 from ldm.training.sharding import shard
-from ldm.training.shares import write_shares
 from ldm.training.signals import Signals
 from ldm.training.start import PLAIN, Start, check, conditions
 from ldm.training.task import Loss, MicroStep, Rival, Task
@@ -189,11 +189,13 @@ class Trainer:
                 signals.unless_caught(partial(look, network, self.step, bar.write))
 
     def _averaged(self) -> nn.Module:
-        """The network that is shown and exported, whole in this process; all must call it."""
-        return self.learners[0].whole(self.network if self.average is None else self.average.module)
+        """The network that is shown and exported, whole in the first process; all must call it."""
+        shown = self.network if self.average is None else self.average.module
+        whole = self.learners[0].whole(shown)
+        return whole if self.main else shown  # which lets the whole one go
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What a checkpoint holds, by the name of its file; of a sharded run what this process does."""
+        """What a checkpoint holds, by the names of its parts; of a sharded run what this process has of it."""
         tensors = {name: part for learner in self.learners for name, part in learner.tensors().items()}
         if self.average is not None:
             tensors["ema"] = self.average.state_dict()
@@ -218,30 +220,32 @@ class Trainer:
 
     def _save_state(self) -> None:
         """Write a checkpoint: the first process does, and of a sharded run all do."""
-        tensors, shared = self.tensors(), self.config.shard
-        if self.main:
-            facts = {"config": self.described, "torch": torch.__version__, "conditions": self.conditions}
-            for learner in self.learners:
-                facts |= learner.facts()
-            write = write_shares if shared else checkpoint.write_whole
-            checkpoint.save_state(self.folder / "state", self.step, tensors, facts, self.config.keep, write)
-        elif shared:
-            write_shares(tensors)
+        facts = {"config": self.described, "torch": torch.__version__, "conditions": self.conditions}
+        for learner in self.learners:
+            facts |= learner.facts()
+        new = partial(checkpoint.new_state, self.folder / "state", self.step, facts, self.config.keep)
+        if self.config.shard:
+            with folder_of_all(self.accelerator, new) as folder:
+                write_sharded(self.tensors(), folder)
+        elif self.main:
+            with new() as folder:
+                checkpoint.write_whole(self.tensors(), folder)
 
     def _resume(self) -> int:
         """Load the newest whole checkpoint into everything; returns its step, 0 where there is none."""
-        path = checkpoint.newest(self.folder / "state", warn=self.accelerator.print)
+        path = first_of(self.accelerator, partial(checkpoint.newest, self.folder / "state"))
         if path is None:
             return 0
+        check_seen(self.accelerator, path)
         state = json.loads((path / "state.json").read_text())
         if said := check(path, state, self.conditions, self.described, self.unread, self.start):
             self.accelerator.print(said)
         for learner in self.learners:
             learner.resume(path, state)
         if self.average is not None:
-            fill_weights(self.average, checkpoint.read_part(path, "ema"), path)
+            fill_weights(self.average, checkpoint.read_part(path, "ema"), path / "ema")
         if self.task.learned.state_dict():
-            fill_weights(self.task.learned, checkpoint.read_part(path, "learned"), path)
+            fill_weights(self.task.learned, checkpoint.read_part(path, "learned"), path / "learned")
         self.accelerator.print(f"going on from {path}")
         return int(state["step"])
 

@@ -74,12 +74,11 @@ def check(
         ValueError: a condition is another, or settings are and ``start`` does not allow it; every one is shown.
     """
     then = state.get("conditions", {})
-    for name, now in conditions.items():
-        if then.get(name) != now:
-            raise ValueError(
-                f"{path} was made with another {name} ({then.get(name, 'not known')}, now {now}): go on with that, "
-                f"or begin anew with another out=, or by deleting {path.parent}"
-            )
+    others = {name: (then.get(name, "not known"), now) for name, now in conditions.items() if then.get(name) != now}
+    if others:
+        words = ", ".join(f"another {name} ({was}, now {now})" for name, (was, now) in others.items())
+        way_out = f"go on with that, or begin anew with another out=, or by deleting {path.parent}"
+        raise ValueError(f"{path} was made with {words}: {way_out}")
     changed = changes(state.get("config", ""), described, unread)
     words = ", ".join(f"{key} was {then} and is now {now}" for key, (then, now) in changed.items())
     if changed and not start.resume_changed:

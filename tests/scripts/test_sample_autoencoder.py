@@ -101,6 +101,7 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
         ("--what samples --temperature -1", "--temperature -1.0"),
         ("--images README.md", "README.md is not a readable picture"),
         ("--images data/sample/none.png", "none.png"),
+        ("--images data/sample/none.png --count 2", "--images are all shown; leave out --count 2"),
         ("--tile 8", "tile 8 is too small"),
         ("--size 72", "72 is not a multiple of 16"),
         ("--device abacus", "--device abacus"),

@@ -530,6 +530,7 @@ def test_pictures_of_another_program_are_scored(tmp_path):
         (["--sweep", "steps=a,b"], "'a,b' is no list of numbers"),
         (["--prompts-per-category", 0], "0 prompts per category are too few"),
         (["--images", "data/sample", "--steps", 3], "leave out the model"),
+        (["--images", "data/sample", "--seed", 0], "leave out the model"),
         (["--images", "data/sample", "--also", 2, "a ring"], "leave out the model"),
         (["--images", "data/prompts.txt"], "data/prompts.txt is not a folder"),
         (["--out", "tests"], "tests holds other files"),

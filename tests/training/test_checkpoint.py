@@ -5,13 +5,14 @@ import torch
 from torch import nn
 
 from ldm.files import check_folder, read_tensors, save_tensors
-from ldm.training.checkpoint import load_optimizer, newest, optimizer_tensors, save_state, saved
+from ldm.training.checkpoint import load_optimizer, new_state, newest, optimizer_tensors, saved, write_whole
 from ldm.training.optim import OPTIMIZERS, TrainConfig, optimizer
 
 
 def save(folder, *steps, keep=9):
     for step in steps:
-        save_state(folder, step, {"weights": {"w": torch.full((3,), float(step))}}, {"torch": "2"}, keep)
+        with new_state(folder, step, {"torch": "2"}, keep) as staged:
+            write_whole({"weights": {"w": torch.full((3,), float(step))}}, staged)
 
 
 def tear(path):
@@ -76,13 +77,16 @@ def test_a_failed_save_keeps_the_checkpoints_that_are_there(tmp_path, monkeypatc
     check_folder(newest(tmp_path))
 
 
-def test_a_broken_checkpoint_is_named_and_passed_over(tmp_path):
+@pytest.mark.parametrize("file", ["weights.safetensors", "manifest.json"])
+def test_a_broken_checkpoint_is_named_passed_over_and_replaced(tmp_path, file):
     """Fault 13."""
     save(tmp_path, 2, 4)
-    tear(saved(tmp_path)[-1] / "weights.safetensors")
+    (torn := saved(tmp_path)[-1] / file).unlink()
     warnings = []
     assert newest(tmp_path, warn=warnings.append).name == "step-00000002"
-    assert "step-00000004/weights.safetensors" in warnings[0]
+    assert f"step-00000004/{file}" in warnings[0]
+    save(tmp_path, 4)
+    assert newest(tmp_path).name == "step-00000004" and torn.exists()
 
 
 def test_what_is_no_checkpoint_is_ignored(tmp_path):

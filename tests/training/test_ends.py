@@ -106,8 +106,8 @@ def test_a_full_disk_is_told_in_one_line_and_the_checkpoint_before_is_kept(tmp_p
 def test_a_run_that_is_asked_to_stop_saves_its_state_before_it_exports(tmp_path, monkeypatch, stops):
     """Fault 18: exporting may take longer than there is; a run that has come to its end exports first."""
     task, order = LineTask(), []
-    save_state, loss = checkpoint.save_state, task.loss
-    monkeypatch.setattr(checkpoint, "save_state", lambda *given: (order.append("state"), save_state(*given)))
+    new_state, loss = checkpoint.new_state, task.loss
+    monkeypatch.setattr(checkpoint, "new_state", lambda *given: order.append("state") or new_state(*given))
     monkeypatch.setattr(task, "export", lambda network, best=False: order.append("export"))
 
     def asked(network, batch, seed, step):

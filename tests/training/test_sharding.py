@@ -1,4 +1,4 @@
-"""Weights that two processes share: the same run as one process makes, in the same files."""
+"""Weights that two processes share: the same run as one process makes, and the same tensors in its checkpoints."""
 
 import sys
 import time
@@ -49,7 +49,7 @@ def undisturbed(tmp_path_factory):
     return folder / "run"
 
 
-def test_sharded_processes_learn_what_one_process_learns_and_save_the_same_files(undisturbed, tmp_path):
+def test_sharded_processes_learn_what_one_process_learns_and_save_the_same_tensors(undisturbed, tmp_path):
     """Fault 19, sharded: the batch of the second rank is bad, and both skip."""
     alone = trainer(tmp_path, LineTask({4}, nan), accumulate=2, clip=0.5)
     alone.run()

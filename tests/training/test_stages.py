@@ -425,6 +425,15 @@ def test_an_autoencoder_starts_from_that_of_the_base_model(trained, tmp_path, ti
         train_autoencoder(load(Run, None, [*start, f"out={tmp_path / 'other'}", "autoencoder.norm=group"]), CPU)
 
 
+@pytest.mark.parametrize("folder", ["model", "model-best"])
+def test_a_folder_of_somebody_else_is_refused_before_anything_is_trained(tiny, tmp_path, folder):
+    (tmp_path / folder).mkdir()
+    (tmp_path / folder / "notes.txt").write_text("not to be lost")
+    with pytest.raises(ValueError, match=rf"{folder} holds files that this program did not write"):
+        train_ldm(load(Run, None, [*tiny, f"out={tmp_path}", "train_ldm.score_every=2"]), CPU)
+    assert [path.name for path in tmp_path.iterdir()] == [folder]
+
+
 def test_a_base_model_of_another_shape_is_refused(trained, tmp_path, tiny):
     """Fault 9."""
     run = load(Run, None, [*tiny, f"base={trained.out}/model", f"out={tmp_path}", "denoiser.depth=2"])
