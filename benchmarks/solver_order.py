@@ -67,8 +67,9 @@ SOLVERS: dict[str, tuple[Sampler, int, int]] = {
 
 
 def even(schedule: Schedule, steps: int) -> Grid:
-    """``steps`` + 1 levels even in log(sigma / alpha) from FROM to TO."""
-    return Grid([schedule.level(schedule.t_at(float(nsr))) for nsr in np.geomspace(FROM, TO, steps + 1)], schedule)
+    """``steps`` + 1 levels even in log(sigma / alpha) from FROM, or where the schedule ends before that, to TO."""
+    nsrs = np.geomspace(min(FROM, schedule.level(1.0).nsr), TO, steps + 1)
+    return Grid([schedule.level(schedule.t_at(float(nsr))) for nsr in nsrs], schedule)
 
 
 def errors(sampler: Sampler, steps: list[int], schedule: Schedule, x: Tensor, exact: Tensor) -> list[float]:

@@ -11,6 +11,7 @@ not trained again.
 """
 
 import argparse
+from hashlib import sha256
 from pathlib import Path
 
 from ldm.cli import device_of, one_line_errors
@@ -25,20 +26,21 @@ from ldm.training.log import read
 GIVEN = ("autoencoder", "text", "cache")  # the stages that all rows share
 PLAIN = ["weight=plain", "times=uniform"]
 V = ["process.target=v", "schedule=cosine", "schedule.shift=2", *PLAIN]
-EPS = ["process.target=eps", "schedule=linear", *PLAIN]  # x0 cannot be told from noise where no signal is left
+# of the linear schedule, for x0 cannot be told from noise where no signal is left
+EPS = ["process.target=eps", "schedule=linear", "schedule.shift=1", *PLAIN]
 FLOW = ["process.target=flow", "schedule=flow", "schedule.shift=1", *PLAIN]
 ROWS = {  # name: overrides of the configuration
     "v, cosine with shift 2": V,
-    "x0": [*V, "process.target=x0"],
-    "edm": [*V, "process.target=edm"],
-    "flow": [*V, "process.target=flow"],
+    "x0, cosine with shift 2": [*V, "process.target=x0"],
+    "edm, cosine with shift 2": [*V, "process.target=edm"],
+    "flow, cosine with shift 2": [*V, "process.target=flow"],
     "eps, linear": EPS,
-    "v, linear": [*V, "schedule=linear"],
-    "v, scaled_linear": [*V, "schedule=scaled_linear"],
-    "v, sigmoid": [*V, "schedule=sigmoid"],
+    "v, linear": [*V, "schedule=linear", "schedule.shift=1"],
+    "v, scaled_linear": [*V, "schedule=scaled_linear", "schedule.shift=1"],
+    "v, sigmoid": [*V, "schedule=sigmoid", "schedule.shift=1"],
     "v, cosine with shift 1": [*V, "schedule.shift=1"],
     "v, cosine with shift 4": [*V, "schedule.shift=4"],
-    "v, flow": [*V, "schedule=flow"],
+    "v, flow": [*V, "schedule=flow", "schedule.shift=1"],
     "flow, flow": FLOW,
     "flow, flow with shift 2": [*FLOW, "schedule.shift=2"],
     "flow, flow, times logit_normal": [*FLOW, "times=logit_normal"],
@@ -62,8 +64,9 @@ def main() -> None:
     args = parser.parse_args()
     print("| target, schedule | right | loss: its own caption / another's |\n| --- | --- | --- |")
     for name, changes in ROWS.items():
-        folder = args.out / name.replace(" ", "_").replace(",", "")
-        run = load(Run, args.config, [*args.overrides, f"out={folder}", *changes])
+        told = [*args.overrides, *changes]
+        folder = args.out / sha256(" ".join([str(args.config), *told]).encode()).hexdigest()[:8]
+        run = load(Run, args.config, [*told, f"out={folder}"])
         print(f"| {name} | {row(run, args.base, args.prompts_per_category)} |", flush=True)
 
 

@@ -114,8 +114,8 @@ def _check_own(run: Run, name: str, folder: Path, found: dict[str, Any], script:
 def _levels(run: Run) -> dict[str, Any]:
     """The settings, by name, that settle what a denoiser says at which noise level."""
     settings = to_dict(run)
-    target = {"process.target": settings["process"]["target"]}
-    return target | {f"schedule.{name}": value for name, value in settings["schedule"].items()}
+    seen = {f"process.{name}": settings["process"][name] for name in ("target", "unit_input", "learned_variance")}
+    return seen | {f"schedule.{name}": value for name, value in settings["schedule"].items()}
 
 
 def _network(run: Run, stage: str) -> dict[str, Any]:

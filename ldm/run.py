@@ -27,7 +27,7 @@ class Run(Sampling):
 
     sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=1.0)
     guidance: GuidanceConfig = section(GuidanceConfig, scale=3.0)
-    sample: SampleConfig = section(SampleConfig, steps=20)
+    sample: SampleConfig = section(SampleConfig, steps=22)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     decoder_only: bool = False  # the base's latents, and denoisers of them, go on being right
@@ -53,7 +53,7 @@ class Run(Sampling):
         position=True,
     )
     schedule: Any = choice(SCHEDULES, "flow", shift=1.5)
-    process: ProcessConfig = section(ProcessConfig, target="flow")
+    process: ProcessConfig = section(ProcessConfig)
     weight: Any = choice(WEIGHTS, "plain")  # of the training loss, by noise level
     times: Any = choice(TIMES, "logit_normal")  # at which a batch is trained
     classifier: ClassifierConfig = section(ClassifierConfig)

@@ -65,7 +65,7 @@ def parse() -> argparse.Namespace:
     hole = filling.add_mutually_exclusive_group(required=True)
     hole.add_argument("--mask", type=Path, help="a picture: white is drawn anew, black is kept")
     hole.add_argument("--box", metavar="L,T,R,B", help="or the pixels of a rectangle: left, top, right, bottom")
-    filling.add_argument("--jump", type=int, default=5, help="steps that are done again")
+    filling.add_argument("--jump", type=int, help="steps that are done again, 5 if left out")
     filling.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
     restoring = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
     described = "; ".join(f"{name}: {what}" for name, what in OPERATORS.items())
@@ -148,7 +148,10 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
     chosen = [override for override in given_sampling(args) if override.startswith("sampler")]
     if args.times > 1 and chosen:
         raise ValueError(f"{' '.join(chosen)} is of samplers that draw once; give it --times 1")
-    resampling = ResamplingConfig(args.jump, args.times) if args.times > 1 else None
+    if args.times == 1 and args.jump is not None:
+        raise ValueError(f"--jump {args.jump} is of steps that are done again; leave it out with --times 1")
+    jump = 5 if args.jump is None else args.jump
+    resampling = ResamplingConfig(jump, args.times) if args.times > 1 else None
     steer, walk = filled(model, image, mask, resampling)
 
     def finish(drawn: Tensor) -> Tensor:

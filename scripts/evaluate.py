@@ -30,7 +30,7 @@ from ldm.run import Run
 from ldm.sampling import Sampling
 from ldm.training.optim import resolve_precision
 
-PROMPTS = 50  # of each category
+PROMPTS, SWEPT = 50, 10  # of each category, in all and at each value of a sweep
 
 
 def parse() -> argparse.Namespace:
@@ -52,9 +52,8 @@ def parse() -> argparse.Namespace:
     what.add_argument(
         "--sweep-prompts",
         type=int,
-        default=10,
         metavar="N",
-        help="a category at each value, not of the benchmark's own; 10",
+        help=f"a category at each value, not of the benchmark's own; {SWEPT} if left out",
     )
     what.add_argument("--likelihood", action="store_true", help="also how likely held-out latents are: minutes")
     what.add_argument("--seed", type=int, help="of the first picture, 0 if left out; the next count up by 1")
@@ -76,8 +75,7 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     given = given_sampling(args)
-    if args.prompts and args.prompts_per_category is not None:
-        raise ValueError("--prompts are all there is to draw; leave out --prompts-per-category")
+    check_together(args)
     count = PROMPTS if args.prompts_per_category is None else args.prompts_per_category
     prompts = read_prompts(args.prompts) if args.prompts else prompt_set(count)
     if args.write_prompts:
@@ -111,7 +109,7 @@ def main() -> None:
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing
         # what a model is chosen by is not what it is judged by
-        few = prompts if args.prompts else prompt_set(args.sweep_prompts, TRAINING_SEED)
+        few = prompts if args.prompts else prompt_set(args.sweep_prompts or SWEPT, TRAINING_SEED)
         report = with_sweeps(report, draw, few, sweeps)
         report = with_held_out(report, model, run, likelihood=args.likelihood)
         write_report(out, report)
@@ -136,6 +134,16 @@ def read_sweeps(texts: list[str], sampling: Sampling) -> dict[str, list[float]]:
             sampling.but(f"{key}={value}")
         sweeps[key] = [*sweeps.get(key, []), *values]
     return sweeps
+
+
+def check_together(args: argparse.Namespace) -> None:
+    """A ValueError where an option stands without the one it belongs to, or beside one that makes it void."""
+    if args.prompts and args.prompts_per_category is not None:
+        raise ValueError("--prompts are all there is to draw; leave out --prompts-per-category")
+    if args.sweep_prompts is not None and not args.sweep:
+        raise ValueError(f"--sweep-prompts {args.sweep_prompts} are of a --sweep; give one, or leave them out")
+    if args.clip_weights and not args.clip:
+        raise ValueError("--clip-weights are of the model that --clip names; give --clip ViT-B-32 or another")
 
 
 def read_sources(args: argparse.Namespace) -> Sources:

@@ -1,7 +1,7 @@
 """Learn the noise schedule at which every time of a trained model's variational bound counts alike.
 
     python scripts/learn_schedule.py runs/shapes/model
-    python scripts/train_ldm.py schedule=listed "schedule.gamma=[...]"
+    python scripts/train_ldm.py schedule=listed "schedule.gamma=[...]" times=uniform weight=vlb
 
 The bound depends on the schedule's ends alone; what lies between is chosen for the least variance of the loss over
 times (Kingma et al. 2021, arXiv:2107.00630, App. I). The size of the loss at each log SNR is measured on held-out
@@ -9,7 +9,7 @@ images. What is printed is a schedule for a new training.
 """
 
 import argparse
-from math import exp, isclose
+from math import exp
 from pathlib import Path
 
 import torch
@@ -69,11 +69,11 @@ def loss_sizes(model: TextToImage, run: Run, images: int, low: float, high: floa
         ValueError: the model's schedule does not reach so far.
     """
     schedule = model.process.schedule
-    grid = at_times(schedule, [schedule.t_at(exp(gamma / 2)) for gamma in (high, low)])
-    reached = [-float(level.log_snr) for level in grid[:2]]
-    if not (isclose(reached[0], high, abs_tol=0.01) and isclose(reached[1], low, abs_tol=0.01)):
-        ends = f"{-float(schedule.level(MIN_TIME).log_snr):.2f} to {-float(schedule.level(1.0).log_snr):.2f}"
+    least, most = (-float(schedule.level(t).log_snr) for t in (MIN_TIME, 1.0))
+    if low < least - 0.01 or high > most + 0.01:
+        ends = f"{least:.2f} to {most:.2f}"
         raise ValueError(f"--gamma {low:g} {high:g} is not within what the model was trained on, {ends}")
+    grid = at_times(schedule, [schedule.t_at(exp(gamma / 2)) for gamma in (high, low)])
     squares, count = torch.zeros(PLACES), 0
     for seed, batch in enumerate(first_batches(run.data.build("val"), AT_ONCE, images)):
         latent, cond = model.encode(batch)

@@ -53,7 +53,7 @@ def main() -> None:
 
         start = [float(level.t) for level in few.grid(model.process.schedule, args.steps)[:-1]]
         found = optimised_times(draw, exact, start, evaluations=args.evaluations)
-    sampling = few.but("grid=listed", f"grid.times={[round(t, 4) for t in found.times]}")
+    sampling = few.but("grid=listed", f"grid.times={[round(t, 6) for t in found.times]}")
     run = replace(load(Run, folder / CONFIG), **vars(sampling))
     save_model(model.denoiser, model.autoencoder, model.text, run, args.out)
     print(

@@ -83,7 +83,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument(
         "--seed", type=int, default=0, help="of the first sample, 0 if left out; the next count up by 1"
     )
-    parser.add_argument("--temperature", type=float, default=1.0, help="of samples, 1 if left out; less is more usual")
+    parser.add_argument("--temperature", type=float, help="of samples, 1 if left out; less is more usual")
     parser.add_argument("--tile", type=int, default=0, help="pixels a side of what is coded at once; 0 is all")
     parser.add_argument("--device", default="", help=DEVICE_HELP)
     parser.add_argument("--outdir", "--out", type=Path, default=Path("outputs"), help="folder; outputs if left out")
@@ -95,6 +95,10 @@ def main() -> None:
     args = parse()
     if args.images and args.count is not None and args.what != "traversals":
         raise ValueError(f"--images are all shown; leave out --count {args.count}")
+    for option, of in (("path", "interpolations"), ("temperature", "samples")):
+        if getattr(args, option) is not None and args.what != of:
+            raise ValueError(f"--{option} is of --what {of}; leave it out with --what {args.what}")
+    args.temperature = 1.0 if args.temperature is None else args.temperature
     args.count = COUNTS[args.what] if args.count is None else args.count
     if args.count < 1:
         raise ValueError(f"--count {args.count} is not at least 1")

@@ -12,12 +12,14 @@ from torch import Tensor, nn
 from ldm.diffusion.targets import TARGETS, Target, to_x0
 from ldm.types import Condition, Denoise, Level, Prediction, Schedule
 
+MAX_SEEN = 3.0  # standard deviation of what a network sees, for x0 of 1
+
 
 @dataclass
 class ProcessConfig:
     """What the network sees and says, which is a part of the model; and what its training does to what it sees."""
 
-    target: str = "v"  # what the network regresses: eps | x0 | v | flow | score | edm
+    target: str = "flow"  # what the network regresses: eps | x0 | v | flow | score | edm
     unit_input: bool = False  # it sees x / sqrt(alpha^2 + sigma^2): for schedules that let x grow, such as ve
     learned_variance: bool = False  # it also says how large the variance of a step back is, on as many channels again
     text_dropout: float = 0.1  # share of training samples whose text is replaced by the empty prompt
@@ -34,6 +36,12 @@ class ProcessConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not in [0, 10); try {name}=0.1")
 
     def build(self, schedule: Schedule) -> "Process":
+        """The process; ValueError where ``schedule`` lets x grow and the network would see it so."""
+        if (most := schedule.level(1.0).norm) > MAX_SEEN and not self.unit_input:
+            raise ValueError(
+                f"with this schedule the network sees values of {most:.0f}, and it learns from those of 1; "
+                "use process.unit_input=true process.target=edm"
+            )
         return Process(schedule, TARGETS[self.target], self.unit_input, self.learned_variance)
 
 
@@ -49,7 +57,7 @@ class Process:
     """A schedule, and what a network that reverses it sees and says."""
 
     schedule: Schedule
-    target: Target = TARGETS["v"]
+    target: Target = TARGETS["flow"]
     unit_input: bool = False
     learned_variance: bool = False
 

@@ -18,7 +18,7 @@ def x0(level: Level) -> tuple[Scalar, Scalar]:
 def v(level: Level) -> tuple[Scalar, Scalar]:
     """Velocity, F = alpha noise - sigma x0 (Salimans & Ho 2022, arXiv:2202.00512, App. D).
 
-    On a straight-line schedule this is not ``flow``: there v = (1 - 2 t) x + (alpha^2 + sigma^2) flow.
+    On a straight line, alpha + sigma = 1, this is not ``flow``: there v = (alpha - sigma) x + (alpha^2 + sigma^2) flow.
     """
     return -level.sigma, level.alpha
 

@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from scipy.optimize import minimize
 from torch import Tensor
 
-LEAST_GAP = 1e-3  # of two times
+LEAST_GAP = 1e-3  # of two times, as a share of the first over the number of times
 
 
 class Found(NamedTuple):
@@ -54,6 +54,7 @@ def optimised_times(
 
 def _times(logs: NDArray[np.float64], first: float) -> list[float]:
     """The times from ``first`` on whose gaps have these logarithms but for a common factor."""
-    gaps = np.exp(logs - logs.max()) + LEAST_GAP
-    left = first * (1 - np.concatenate([[0.0], np.cumsum(gaps / gaps.sum())[:-1]]))
+    shares = np.exp(logs - logs.max())
+    gaps = (1 - LEAST_GAP) * shares / shares.sum() + LEAST_GAP / len(shares)
+    left = first * (1 - np.concatenate([[0.0], np.cumsum(gaps)[:-1]]))
     return [float(t) for t in left]

@@ -66,10 +66,12 @@ def text_use(
     """
     network, null = model.denoiser, model.condition([""])
     generator = torch.Generator().manual_seed(0)
-    bands = min(BANDS, len(held_out[0].latent))
+    samples = sum(len(latent) for latent, _ in held_out)
+    times = (torch.arange(samples) + 0.5) / samples
+    bands = min(BANDS, samples)
     sums, counts = (torch.zeros(4, bands, dtype=torch.float64) for _ in range(2))
     for batch, (latent, cond) in enumerate(held_out):
-        t = (torch.arange(len(latent)) + 0.5) / len(latent)  # (B,)
+        t, times = times[: len(latent)], times[len(latent) :]  # (B,)
         noise = torch.randn(latent.shape, generator=generator).to(latent.device)
         band = (t * bands).long()  # (B,)
         others, differs = _others(cond)

@@ -236,3 +236,11 @@ def test_dropped_rows_are_the_empty_prompt_and_the_others_are_untouched():
 def test_an_impossible_process_is_refused(change):
     with pytest.raises(ValueError, match=next(iter(change))):
         ProcessConfig(**change)
+
+
+@pytest.mark.parametrize("name", ["ve", "edm"])
+def test_a_schedule_that_lets_x_grow_is_refused_to_a_network_that_would_see_it_so(name):
+    schedule = SCHEDULES[name]().build()
+    with pytest.raises(ValueError, match=r"sees values of (50|80), .*process\.unit_input=true"):
+        ProcessConfig().build(schedule)
+    assert ProcessConfig(unit_input=True).build(schedule).unit_input

@@ -11,6 +11,7 @@ from ldm.diffusion.grids import LogSNRConfig
 from ldm.diffusion.posterior import beta
 from ldm.diffusion.process import Process
 from ldm.diffusion.schedules import CosineConfig
+from ldm.diffusion.targets import TARGETS
 from ldm.evaluation.likelihood import BOUND_SAMPLES, BOUND_STEPS, likelihoods
 from ldm.pipeline import TextToImage
 from ldm.types import Condition
@@ -36,7 +37,9 @@ def condition(rows):
 
 def test_standard_normal_latents_have_the_entropy_of_a_normal():
     latent = torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))
-    model = TextToImage(Standard(), None, lambda texts: condition(len(texts)), Process(CosineConfig().build()))
+    model = TextToImage(
+        Standard(), None, lambda texts: condition(len(texts)), Process(CosineConfig().build(), TARGETS["v"])
+    )
     found = likelihoods(model, Latents(latent, condition(64)))
     entropy = 0.5 * log2(2 * pi * e)
     assert found["ODE with the caption"] == pytest.approx(entropy, abs=0.05)

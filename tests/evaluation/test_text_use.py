@@ -8,11 +8,13 @@ from ldm.data.latents import Latents
 from ldm.diffusion.loss import loss
 from ldm.diffusion.process import Process
 from ldm.diffusion.schedules import CosineConfig
+from ldm.diffusion.targets import TARGETS
 from ldm.evaluation.text_use import BANDS, text_use
 from ldm.pipeline import TextToImage
 from ldm.types import Condition
 
 SHAPE = (2, 4, 4)
+PROCESS = Process(CosineConfig().build(), TARGETS["v"])
 
 
 class Deaf(nn.Module):
@@ -35,6 +37,13 @@ class Listener(Deaf):
         return (level.alpha * x - x0) / level.sigma
 
 
+class Clock(Listener):
+    """Is wrong by the time."""
+
+    def forward(self, x, t, cond):
+        return super().forward(x, t, cond) + t.view(-1, 1, 1, 1)
+
+
 def condition(x0):
     return Condition(torch.zeros(len(x0), 1, 3), x0.flatten(1), torch.ones(len(x0), 1, dtype=torch.bool))
 
@@ -44,7 +53,7 @@ def silence(texts):
 
 
 def model(network):
-    return TextToImage(network, None, silence, Process(CosineConfig().build()))
+    return TextToImage(network, None, silence, PROCESS)
 
 
 @pytest.fixture
@@ -90,7 +99,7 @@ def read(texts):
 def test_the_words_in_another_order_change_the_loss_of_a_network_that_binds_them(ordered):
     captions = [["a red star left of blue"] * 16, ["two tiny hearts and one ring"] * 16]
     held_out = [Latents(torch.randn(16, *SHAPE), read(texts)) for texts in captions]
-    listening = TextToImage(Words(ordered), None, read, Process(CosineConfig().build()))
+    listening = TextToImage(Words(ordered), None, read, PROCESS)
     use = text_use(listening, held_out, captions)
     assert (use.true == pytest.approx(use.reordered)) is not ordered
     assert "loss_reordered" in use.figures()
@@ -100,11 +109,18 @@ def test_the_words_in_another_order_change_the_loss_of_a_network_that_binds_them
 def test_the_mean_loss_is_that_of_all_samples_at_evenly_spread_times(held_out):
     network = Deaf()
     generator, total = torch.Generator().manual_seed(0), 0.0
-    for latent, cond in held_out:
-        t = (torch.arange(32) + 0.5) / 32
+    for (latent, cond), t in zip(held_out, ((torch.arange(64) + 0.5) / 64).split(32), strict=True):
         noise = torch.randn(latent.shape, generator=generator)
-        total += loss(network, Process(CosineConfig().build()), latent, cond, t, noise).sum().item()
+        total += loss(network, PROCESS, latent, cond, t, noise).sum().item()
     assert text_use(model(network), held_out).figures()["loss"] == pytest.approx(total / 64, rel=1e-5)
+
+
+@pytest.mark.parametrize("batch", [1, 5, 64])
+def test_times_and_bands_do_not_depend_on_the_batch(held_out, batch):
+    """The errors are the times' alone."""
+    latents = torch.cat([part.latent for part in held_out]).split(batch)
+    use = text_use(model(Clock()), [Latents(latent, condition(latent)) for latent in latents])
+    assert use.true == pytest.approx([((band + 0.5) / BANDS) ** 2 for band in range(BANDS)], abs=0.01)
 
 
 def test_batches_smaller_than_the_bands_are_measured_in_fewer_bands():

@@ -99,6 +99,8 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
         ("--seed -1", "--seed -1"),
         ("--seed 9223372036854775800 --count 9", "is not a number from 0 to 2^63 - 9"),
         ("--what samples --temperature -1", "--temperature -1.0"),
+        ("--temperature 1", "--temperature is of --what samples"),
+        ("--what samples --path linear", "--path is of --what interpolations"),
         ("--images README.md", "README.md is not a readable picture"),
         ("--images data/sample/none.png", "none.png"),
         ("--images data/sample/none.png --count 2", "--images are all shown; leave out --count 2"),

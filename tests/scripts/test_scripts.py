@@ -211,6 +211,7 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
         ("fill --box 0,0,65,64", "not within 0,0,64,64"),
         ("fill --box left", "not four whole numbers"),
         ("fill --box 0,0,9,9 --times 0", "--times 0"),
+        ("fill --box 0,0,9,9 --times 1 --jump 2", "--jump 2 is of steps that are done again"),
         ("fill --box 0,0,9,9 --sampler heun", "sampler=heun is of samplers that draw once; give it --times 1"),
         ("fill --box 0,0,9,9 --eta 0.5", "sampler.eta=0.5 is of samplers that draw once"),
     ],
@@ -271,7 +272,7 @@ def test_a_learned_schedule_is_printed_as_settings_of_a_training(chain):
 def test_a_schedule_of_too_few_values_is_refused():
     assert_one_line(call("learn_schedule.py", "--values", 1), "--values 1")
     assert_one_line(call("learn_schedule.py", "--gamma", 2, 1), "gamma_0 2.0 is not below gamma_1 1.0")
-    assert_one_line(call("learn_schedule.py", "--gamma", -7, 40), "--gamma -7 40 is not within")
+    assert_one_line(call("learn_schedule.py", "--gamma", -30, 5), "--gamma -30 5 is not within")
 
 
 def test_what_is_measured_of_a_model_comes_as_rows_of_a_table(chain):
@@ -536,6 +537,8 @@ def test_pictures_of_another_program_are_scored(tmp_path):
         (["--out", "tests"], "tests holds other files"),
         (["--inception", "none.pth"], "--inception none.pth is not there"),
         (["--prompts", "data/prompts.txt", "--prompts-per-category", 3], "leave out --prompts-per-category"),
+        (["--sweep-prompts", 3], "--sweep-prompts 3 are of a --sweep"),
+        (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
         (["--write-prompts", "README.md"], "README.md"),
         (["--prompts", "README.md"], "is no caption of the shapes world"),
     ],
