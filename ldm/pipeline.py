@@ -77,11 +77,9 @@ class TextToImage:
         ``walk`` is how the sampler is led from noise, or from a picture, to clean latents (``ldm.editing``).
 
         Raises:
-            ValueError: the size does not fit the autoencoder, or nothing would read ``negative``.
+            ValueError: the size does not fit the autoencoder.
         """
         sampling = sampling or self.sampling
-        if negative and sampling.guidance.scale == 1:
-            raise ValueError("a negative prompt is for guidance, and its scale is 1, which is none; try a scale of 3")
         latent_size = self.latent_size(size or self.size)
         if sampling.sample.tile:
             self.autoencoder.tile_places(sampling.sample.tile)  # refuses a tile that is too small before drawing

@@ -103,7 +103,8 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         _own(run, "model-best")
     if config.shard:
         check_processes(device)
-    process = run.process.build(run.schedule.build())
+    schedule = run.schedule.build()
+    run.process.check(schedule)
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
@@ -117,6 +118,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         with first_process_first(device):  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
+    process = run.process.build(schedule)
     model = TextToImage(network, autoencoder, text, process, run.sampling, size)
     objective = DenoisingLoss(
         process,

@@ -109,7 +109,8 @@ def main() -> None:
         report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
         write_report(out, report)  # what may fail or be broken off below loses nothing
         # what a model is chosen by is not what it is judged by
-        few = prompts if args.prompts else prompt_set(args.sweep_prompts or SWEPT, TRAINING_SEED)
+        count = SWEPT if args.sweep_prompts is None else args.sweep_prompts
+        few = prompts if args.prompts else prompt_set(count, TRAINING_SEED)
         report = with_sweeps(report, draw, few, sweeps)
         report = with_held_out(report, model, run, likelihood=args.likelihood)
         write_report(out, report)
@@ -140,8 +141,8 @@ def check_together(args: argparse.Namespace) -> None:
     """A ValueError where an option stands without the one it belongs to, or beside one that makes it void."""
     if args.prompts and args.prompts_per_category is not None:
         raise ValueError("--prompts are all there is to draw; leave out --prompts-per-category")
-    if args.sweep_prompts is not None and not args.sweep:
-        raise ValueError(f"--sweep-prompts {args.sweep_prompts} are of a --sweep; give one, or leave them out")
+    if args.sweep_prompts is not None and (args.prompts or not args.sweep):
+        raise ValueError(f"--sweep-prompts {args.sweep_prompts} are of a --sweep without --prompts; leave them out")
     if args.clip_weights and not args.clip:
         raise ValueError("--clip-weights are of the model that --clip names; give --clip ViT-B-32 or another")
 

@@ -93,8 +93,10 @@ def parse() -> argparse.Namespace:
 @torch.inference_mode()
 def main() -> None:
     args = parse()
+    if args.images and args.what == "samples":
+        raise ValueError("--images are not for --what samples, which come from the prior; leave them out")
     if args.images and args.count is not None and args.what != "traversals":
-        raise ValueError(f"--images are all shown; leave out --count {args.count}")
+        raise ValueError(f"--images are shown as they are given; leave out --count {args.count}")
     for option, of in (("path", "interpolations"), ("temperature", "samples")):
         if getattr(args, option) is not None and args.what != of:
             raise ValueError(f"--{option} is of --what {of}; leave it out with --what {args.what}")

@@ -173,9 +173,10 @@ def test_the_prompt_changes_the_image(model):
     assert all(different(first, other) for other in others)
 
 
-def test_without_guidance_a_negative_prompt_is_refused(model):
-    with pytest.raises(ValueError, match="a negative prompt is for guidance, and its scale is 1"):
-        draw(model, ["a red star"], negative="blue square", sampling=TWO_STEPS.but("guidance.scale=1"))
+def test_without_guidance_the_negative_prompt_does_not_count(model):
+    sampling = TWO_STEPS.but("guidance.scale=1")
+    with_negative = draw(model, ["a red star"], negative="blue square", sampling=sampling)
+    assert torch.equal(with_negative, draw(model, ["a red star"], sampling=sampling))
 
 
 def test_a_prompt_as_its_own_negative_is_a_prompt_without_guidance(model):

@@ -35,13 +35,15 @@ class ProcessConfig:
             if not 0 <= getattr(self, name) < 10:
                 raise ValueError(f"{name} {getattr(self, name)} is not in [0, 10); try {name}=0.1")
 
-    def build(self, schedule: Schedule) -> "Process":
-        """The process; ValueError where ``schedule`` lets x grow and the network would see it so."""
+    def check(self, schedule: Schedule) -> None:
+        """A ValueError, before a training, where ``schedule`` lets x grow and the network would see it so."""
         if (most := schedule.level(1.0).norm) > MAX_SEEN and not self.unit_input:
             raise ValueError(
                 f"with this schedule the network sees values of {most:.0f}, and it learns from those of 1; "
                 "use process.unit_input=true process.target=edm"
             )
+
+    def build(self, schedule: Schedule) -> "Process":
         return Process(schedule, TARGETS[self.target], self.unit_input, self.learned_variance)
 
 

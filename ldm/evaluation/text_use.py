@@ -67,7 +67,7 @@ def text_use(
     network, null = model.denoiser, model.condition([""])
     generator = torch.Generator().manual_seed(0)
     samples = sum(len(latent) for latent, _ in held_out)
-    times = (torch.arange(samples) + 0.5) / samples
+    times = ((torch.arange(samples) + 0.5) / samples)[torch.randperm(samples, generator=generator)]  # all in any batch
     bands = min(BANDS, samples)
     sums, counts = (torch.zeros(4, bands, dtype=torch.float64) for _ in range(2))
     for batch, (latent, cond) in enumerate(held_out):

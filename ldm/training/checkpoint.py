@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ldm.files import MANIFEST, BrokenFile, check_folder, read_tensors, save_tensors, sweep, whole_folder
+from ldm.files import MANIFEST, BrokenFile, check_folder, fill_weights, read_tensors, save_tensors, sweep, whole_folder
 from ldm.training.distributed_checkpoint import read_sharded
 from ldm.training.sharding import sharded_as
 
@@ -62,6 +62,12 @@ def read_part(path: Path, name: str, parameters: Mapping[str, Tensor] | None = N
     """The part called ``name`` of the checkpoint ``path``: of one file, whole, or by ``read_sharded``."""
     file = path / f"{name}.safetensors"
     return read_tensors(file) if file.is_file() else read_sharded(path / name, parameters or {})
+
+
+def load_part(network: nn.Module, path: Path, name: str) -> None:
+    """Load the part called ``name`` of the checkpoint ``path`` into ``network``, strictly (``ldm.files``)."""
+    file = path / f"{name}.safetensors"
+    fill_weights(network, read_part(path, name), file if file.is_file() else path / name)
 
 
 def optimizer_tensors(opt: Optimizer, network: nn.Module) -> dict[str, Tensor]:

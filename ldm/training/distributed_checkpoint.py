@@ -20,7 +20,7 @@ from torch.distributed.checkpoint import (
 )
 from torch.distributed.tensor import DTensor
 
-from ldm.files import BrokenFile
+from ldm.files import FULL, BrokenFile
 
 
 def write_sharded(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> None:
@@ -37,7 +37,8 @@ def write_sharded(parts: Mapping[str, Mapping[str, Tensor]], folder: Path) -> No
         except CheckpointException as error:
             rank, cause = _first(error)
             if isinstance(cause, OSError):
-                words = f"process {rank} cannot write {folder / name}: {cause.strerror or cause}; free space there"
+                way_out = "; free space there" if cause.errno in FULL else ""
+                words = f"process {rank} cannot write {folder / name}: {cause.strerror or cause}{way_out}"
                 raise OSError(cause.errno, words) from error
             raise cause from error
 

@@ -10,7 +10,6 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
-from ldm.files import fill_weights
 from ldm.training import checkpoint
 from ldm.training.optim import TrainConfig, learning_rate, optimizer
 from ldm.training.sharding import hollow, shard, whole
@@ -30,10 +29,9 @@ class Learner:
         self.checkpoint: Path | None = None
 
     def resume(self, path: Path, state: dict[str, Any]) -> None:
-        """Take weights, optimizer and fp16's scale from the checkpoint in ``path``, with its ``state``."""
+        """Take weights and fp16's scale from the checkpoint ``path`` with its ``state``; ``begin`` the optimizer."""
         self.checkpoint = path
-        name = f"{self.prefix}weights"
-        fill_weights(self.network, checkpoint.read_part(path, name), path / name)
+        checkpoint.load_part(self.network, path, f"{self.prefix}weights")
         self.resumed = int(state.get(f"{self.prefix}updates", state["step"]))
         if self.accelerator.scaler is not None and f"{self.prefix}scaler" in state:
             self.accelerator.scaler.load_state_dict(state[f"{self.prefix}scaler"])
@@ -96,7 +94,7 @@ class Learner:
         return float(self.opt.param_groups[0]["lr"])
 
     def tensors(self) -> dict[str, dict[str, Tensor]]:
-        """What ``resume`` reads, by the name of its file."""
+        """What ``resume`` and ``begin`` read, by the names of its parts."""
         return {
             f"{self.prefix}weights": self.network.state_dict(),
             f"{self.prefix}optimizer": checkpoint.optimizer_tensors(self.opt.optimizer, self.network),

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from ldm.files import fill_weights
 from ldm.training import checkpoint
 from ldm.training.distributed_checkpoint import write_sharded
 from ldm.training.engine import accelerator, any_rank, check_seen, first_of, folder_of_all, mean_of_ranks
@@ -243,9 +242,9 @@ class Trainer:
         for learner in self.learners:
             learner.resume(path, state)
         if self.average is not None:
-            fill_weights(self.average, checkpoint.read_part(path, "ema"), path / "ema")
+            checkpoint.load_part(self.average, path, "ema")
         if self.task.learned.state_dict():
-            fill_weights(self.task.learned, checkpoint.read_part(path, "learned"), path / "learned")
+            checkpoint.load_part(self.task.learned, path, "learned")
         self.accelerator.print(f"going on from {path}")
         return int(state["step"])
 

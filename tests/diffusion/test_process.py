@@ -242,5 +242,5 @@ def test_an_impossible_process_is_refused(change):
 def test_a_schedule_that_lets_x_grow_is_refused_to_a_network_that_would_see_it_so(name):
     schedule = SCHEDULES[name]().build()
     with pytest.raises(ValueError, match=r"sees values of (50|80), .*process\.unit_input=true"):
-        ProcessConfig().build(schedule)
-    assert ProcessConfig(unit_input=True).build(schedule).unit_input
+        ProcessConfig().check(schedule)
+    ProcessConfig(unit_input=True).check(schedule)

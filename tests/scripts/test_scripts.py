@@ -537,7 +537,7 @@ def test_pictures_of_another_program_are_scored(tmp_path):
         (["--out", "tests"], "tests holds other files"),
         (["--inception", "none.pth"], "--inception none.pth is not there"),
         (["--prompts", "data/prompts.txt", "--prompts-per-category", 3], "leave out --prompts-per-category"),
-        (["--sweep-prompts", 3], "--sweep-prompts 3 are of a --sweep"),
+        (["--sweep-prompts", 3], "--sweep-prompts 3 are of a --sweep without --prompts"),
         (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
         (["--write-prompts", "README.md"], "README.md"),
         (["--prompts", "README.md"], "is no caption of the shapes world"),
