@@ -115,6 +115,14 @@ def test_single_precision_keeps_an_image_nearly_the_same_in_a_batch_of_eight(mod
     torch.testing.assert_close(together, alone, atol=atol, rtol=0)
 
 
+def test_steps_that_suit_an_image_are_its_own(model):
+    """Fault 35, with a tolerance so tight that images ask for steps of different lengths."""
+    sampling = TWO_STEPS.but("sampler=ode", "sampler.rtol=1e-4", "sampler.atol=1e-4", "sample.batch=8")
+    together = draw(model, PROMPTS[:3], seed=5, sampling=sampling)
+    alone = [draw(model, [PROMPTS[i]], seed=5 + i, sampling=sampling) for i in range(3)]
+    torch.testing.assert_close(together, torch.cat(alone), atol=1e-5, rtol=0)
+
+
 @pytest.mark.parametrize("batch", [1, 3, 100])
 def test_the_number_of_images_drawn_at_once_changes_nothing(model, batch):
     usual = list(model(PROMPTS, seed=2, size=(16, 16)))
