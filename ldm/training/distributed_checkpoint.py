@@ -7,6 +7,7 @@ processes tell one another is, as everywhere in torch.distributed.
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -53,12 +54,13 @@ def read_sharded(folder: Path, parameters: Mapping[str, Tensor]) -> dict[str, Te
     """
     reader, found = HuggingFaceStorageReader(str(folder)), {}
     try:
-        for key, kept in reader.read_metadata().state_dict_metadata.items():
-            parameter, dtype = parameters.get(key.rpartition(".")[0]), kept.properties.dtype  # type: ignore[union-attr]
-            if isinstance(parameter, DTensor) and parameter.shape == kept.size:  # type: ignore[union-attr]
+        contents: Mapping[str, Any] = reader.read_metadata().state_dict_metadata  # of tensors alone
+        for key, kept in contents.items():
+            parameter, dtype = parameters.get(key.rpartition(".")[0]), kept.properties.dtype
+            if isinstance(parameter, DTensor) and parameter.shape == kept.size:
                 found[key] = torch.empty_like(parameter, dtype=dtype)
             else:
-                found[key] = torch.empty(kept.size, dtype=dtype)  # type: ignore[union-attr]
+                found[key] = torch.empty(kept.size, dtype=dtype)
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", "torch.distributed is disabled")  # no process waits for another here
             load(found, storage_reader=reader, no_dist=True)
