@@ -2,11 +2,14 @@
 
     python benchmarks/first_stages.py --picture first_stages.png
     python benchmarks/first_stages.py configs/first_stages/kl.yaml configs/first_stages/vq.yaml --denoiser 1500
+    python benchmarks/first_stages.py --out runs/photographs --set data.name=folder data.path=MY_PICTURES data.size=64
 
-Each configuration is trained, if its run is not at its end already, and looked at with the same pictures, true ones of
-the exact benchmark's prompts. With --denoiser the shapes run's own denoiser is trained on each first stage, too, for so
-many steps, and scored by those prompts that pictures of its world can fulfil; the text encoder is the run's own or the
-shipped one. --denoiser-set makes that world or that denoiser a smaller one.
+Each configuration is trained, if its run is not at its end already, and looked at with the same pictures: true ones of
+the exact benchmark's prompts, or of other data those held out for validation, which the benchmark cannot read. With
+--out the runs lie below that folder, each under its configuration's name. With --denoiser the shapes run's own denoiser
+is trained on each first stage, too, for so many steps, and scored by those prompts that pictures of its world can
+fulfil; the text encoder is the run's own or the shipped one. --denoiser-set makes that world or that denoiser a smaller
+one.
 
 Legend: N pictures, S side.
 """
@@ -15,6 +18,7 @@ import argparse
 from hashlib import sha256
 from math import log2, prod
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,9 +27,11 @@ from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import map_sizes, quantizers
 from ldm.cli import check_picture, device_of, one_line_errors
 from ldm.config import load
-from ldm.data.transforms import from_bytes
+from ldm.data.loader import first_batches
+from ldm.data.shapes import ShapesConfig
+from ldm.data.transforms import from_bytes, to_bytes
 from ldm.evaluation.autoencoder import AutoencoderReport, autoencoder_report
-from ldm.evaluation.benchmark import Pictures, drawn_by, mark, through, true_pictures
+from ldm.evaluation.benchmark import AT_ONCE, Pictures, drawn_by, mark, through, true_pictures
 from ldm.evaluation.prompts import TRAINING_SEED, Prompt, prompt_set
 from ldm.evaluation.score import Score
 from ldm.folders import load_autoencoder, load_model
@@ -34,6 +40,7 @@ from ldm.run import Run
 from ldm.stages import train_autoencoder, train_ldm
 
 CONFIGS = Path(__file__).parents[1] / "configs" / "first_stages"
+READ = "read right"
 COLUMNS = (
     "model",
     "latent",
@@ -41,7 +48,7 @@ COLUMNS = (
     "parameters",
     "PSNR",
     "SSIM",
-    "read right",
+    READ,
     "pictures encoded, decoded a second",
     "KL, or use of the codes",
 )
@@ -51,6 +58,7 @@ SHOWN = 10  # pictures
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("configs", type=Path, nargs="*", metavar="FILE", help="all of configs/first_stages if left out")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="for the runs; their own if left out")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="laid over every configuration")
     parser.add_argument("--denoiser", type=int, default=0, metavar="STEPS", help="train one on each, and score it")
     parser.add_argument("--denoiser-set", nargs="+", default=[], metavar="KEY=VALUE", help="laid over its run")
@@ -58,18 +66,22 @@ def main() -> None:
     parser.add_argument("--picture", type=Path, metavar="FILE", help="originals, and a row of reconstructions for each")
     args = parser.parse_args()
     if any(override.startswith("out=") for override in [*args.set, *args.denoiser_set]):
-        raise ValueError("--set out=... would train every configuration in one folder; leave it out")
+        raise ValueError("--set out=... would train every configuration in one folder; use --out DIR")
     if args.picture is not None:
         check_picture(args.picture)
     prompts = prompt_set(args.prompts_per_category, TRAINING_SEED)
-    columns = [*COLUMNS, *(["score of a denoiser"] if args.denoiser else [])]
+    runs = {path: run_of(path, args.out, args.set) for path in args.configs or sorted(CONFIGS.glob("*.yaml"))}
+    drawn = all(isinstance(run.data, ShapesConfig) for run in runs.values())
+    if args.denoiser and not drawn:
+        raise ValueError("--denoiser is scored by the shapes benchmark; leave it out, or data.name to be shapes")
+    columns = [name for name in COLUMNS if drawn or name != READ]
+    columns += ["score of a denoiser"] if args.denoiser else []
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
     sheet: list[Pictures] = []
-    for path in args.configs or sorted(CONFIGS.glob("*.yaml")):
-        run = load(Run, path, args.set)
-        pictures = true_pictures(prompts, run.data.size)
+    for path, run in runs.items():
+        pictures = true_pictures(prompts, run.data.size) if drawn else held_out(run.data, len(prompts))
         autoencoder, _ = load_autoencoder(train_autoencoder(run, device_of()), device_of())
-        cells = [path.stem, *row(autoencoder, pictures, prompts)]
+        cells = [path.stem, *row(autoencoder, pictures, prompts if drawn else None)]
         if args.denoiser:
             changes = [*args.set, *args.denoiser_set]
             cells.append(percent(score_of_denoiser(path, Path(run.out), args.denoiser, changes, prompts)))
@@ -81,8 +93,21 @@ def main() -> None:
         grid(images, columns=len(sheet[0]), path=args.picture)
 
 
-def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt]) -> list[str]:
-    """The cells but for the name and the denoiser's, by ``pictures`` (N, S, S, 3) in which ``prompts`` are true."""
+def run_of(path: Path, out: Path | None, overrides: list[str]) -> Run:
+    """The run that ``path`` configures, in a folder of its own below ``out`` if there is one."""
+    return load(Run, path, overrides if out is None else [*overrides, f"out={out / path.stem}"])
+
+
+def held_out(data: Any, count: int) -> Pictures:
+    """The first ``count`` pictures that ``data`` holds out for validation, or all where there are fewer."""
+    return np.concatenate([to_bytes(batch.image) for batch in first_batches(data.build("val"), AT_ONCE, count)])
+
+
+def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt] | None) -> list[str]:
+    """The cells but for the name and the denoiser's, by ``pictures`` (N, S, S, 3) in which ``prompts`` are true.
+
+    Pictures without prompts are not read.
+    """
     report, size = autoencoder_report(autoencoder, pictures), pictures.shape[1]
     side = size // autoencoder.factor
     return [
@@ -91,7 +116,7 @@ def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt]) -> 
         f"{sum(weight.numel() for weight in autoencoder.parameters()) / 1e6:.2f} M",
         f"{report.psnr:.1f} dB",
         f"{report.ssim:.3f}",
-        percent(mark(prompts, through(autoencoder, pictures)).score),
+        *([percent(mark(prompts, through(autoencoder, pictures)).score)] if prompts else []),
         f"{1 / report.encode_seconds:.0f}, {1 / report.decode_seconds:.0f}",
         said_by_latents(report),
     ]

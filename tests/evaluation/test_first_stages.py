@@ -2,11 +2,12 @@
 
 import sys
 
+import numpy as np
 import pytest
 from conftest import TINY
 from PIL import Image
 
-from benchmarks import first_stages
+from benchmarks import first_stages, photographs
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
 
 SMALL = [override for override in TINY if not override.startswith("text.")]  # the shipped text encoder serves
@@ -16,12 +17,14 @@ SMALL = [override for override in TINY if not override.startswith("text.")]  # t
 def table(tmp_path, monkeypatch, capsys):
     """Calls the script for runs of these bottlenecks; gives the lines, a list of cells each, the head first."""
 
-    def call(*bottlenecks, options=()):
+    def call(*bottlenecks, options=(), data=()):
         files = [tmp_path / f"{name}.yaml" for name in bottlenecks]
         for name, file in zip(bottlenecks, files, strict=True):
             file.write_text(f"out: {tmp_path / name}\nbottleneck: {{name: {name}}}\n")
         few = ("--prompts-per-category", "1")
-        monkeypatch.setattr(sys, "argv", ["first_stages.py", *map(str, files), *few, *options, "--set", *SMALL])
+        small = [override for override in SMALL if not (data and override.startswith("data."))]
+        told = [*map(str, files), *few, *options, "--set", *small, *data]
+        monkeypatch.setattr(sys, "argv", ["first_stages.py", *told])
         first_stages.main()
         lines = [line for line in capsys.readouterr().out.splitlines() if line.startswith("| ")]
         return [line.strip("| ").split(" | ") for line in lines]
@@ -38,6 +41,26 @@ def test_each_first_stage_is_trained_looked_at_and_given_to_a_denoiser(table, tm
     with Image.open(picture) as shown:
         assert shown.size == (10 * 66 + 2, 3 * 66 + 2)  # the originals, and a row for each
     assert [path.name for path in (tmp_path / "kl").glob("denoiser-*/model")] == ["model"]
+
+
+def test_other_pictures_are_looked_at_but_not_read(table, tmp_path):
+    Image.effect_noise((96, 64), 64).convert("RGB").save(tmp_path / "noise.png")
+    for number, tile in enumerate(photographs.tiles(np.asarray(Image.open(tmp_path / "noise.png")), 16)):
+        (tmp_path / "photographs" / "noise").mkdir(parents=True, exist_ok=True)
+        Image.fromarray(tile).save(tmp_path / "photographs" / "noise" / f"{number}.png")
+    own = ("data.name=folder", f"data.path={tmp_path / 'photographs'}", "data.size=16", "data.val_share=0.3")
+    head, _, row = table("fsq", options=("--out", str(tmp_path / "runs")), data=own)
+    assert first_stages.READ not in head and len(row) == len(head)
+    assert (tmp_path / "runs" / "fsq" / "autoencoder").is_dir()
+    with pytest.raises(ValueError, match="--denoiser is scored by the shapes benchmark"):
+        table("fsq", options=("--denoiser", "2"), data=own)
+
+
+def test_tiles_cover_a_picture_once_but_for_what_is_left_over():
+    picture = np.arange(7 * 5 * 3, dtype=np.uint8).reshape(7, 5, 3)
+    found = list(photographs.tiles(picture, 2))
+    assert len(found) == 6
+    assert np.array_equal(np.concatenate([np.concatenate(found[i : i + 2], 1) for i in (0, 2, 4)]), picture[:6, :4])
 
 
 def test_one_folder_for_all_is_refused(monkeypatch):
