@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from ldm.config import load, to_yaml
+from ldm.diffusion.guidance import GuidanceConfig
 from ldm.files import make_writable
 from ldm.folders import load_classifier, load_model
 from ldm.pipeline import DTYPES, Steer, TextToImage
@@ -133,6 +134,12 @@ def check_seed(first: int, count: int) -> None:
     """Raise ValueError unless ``first``, and the ``count`` seeds that count up from it, are within what is taken."""
     if not 0 <= first <= 2**63 - count:
         raise ValueError(f"--seed {first} is not a number from 0 to 2^63 - {count}")
+
+
+def check_negative(prompt: str | None, guidance: GuidanceConfig) -> None:
+    """Raise ValueError where a negative ``prompt`` is given to ``guidance`` that asks nothing of it."""
+    if prompt and guidance.scale == 1:
+        raise ValueError(f'--negative-prompt "{prompt}" changes nothing at a guidance scale of 1; try --scale 4')
 
 
 def read_lines(path: Path) -> list[str]:

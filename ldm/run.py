@@ -101,6 +101,11 @@ class Run(Sampling):
         self.out, self.base = at_home(self.out), at_home(self.base)
         if self.decoder_only and not self.base:
             raise ValueError("decoder_only needs a base whose encoder it keeps; give base=MODEL")
+        if self.decoder_only and self.robustness.contractive:
+            raise ValueError(
+                f"robustness.contractive {self.robustness.contractive} is a price on the encoder, which decoder_only "
+                "keeps as it is; set it to 0"
+            )
         for name, stage in vars(self).items():
             if not isinstance(stage, TrainConfig) or stage is self.train_ldm:
                 continue
@@ -122,6 +127,12 @@ class Run(Sampling):
             raise ValueError("sampler.variance=learned asks for what no network says without process.learned_variance")
         if self.reconstruction.bernoulli and not self.autoencoder.bounded:
             raise ValueError("reconstruction.bernoulli wants pictures inside (-1, 1); set autoencoder.bounded=true")
+        start, steps = self.adversarial.start, self.train_autoencoder.steps
+        if self.adversarial.weight and start >= steps:
+            raise ValueError(
+                f"adversarial.start {start} is not before the end of train_autoencoder.steps {steps}, so that no "
+                f"discriminator is listened to; try adversarial.start={steps // 2}, or more steps"
+            )
         try:
             self.adversarial.check(self.data.size)
         except ValueError as error:

@@ -14,7 +14,15 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from ldm.cli import add_sampling, check_picture, check_seed, device_of, given_sampling, one_line_errors
+from ldm.cli import (
+    add_sampling,
+    check_negative,
+    check_picture,
+    check_seed,
+    device_of,
+    given_sampling,
+    one_line_errors,
+)
 from ldm.data.transforms import BrokenSample, read_image, to_tensor
 from ldm.editing import (
     Blur,
@@ -101,6 +109,7 @@ def main() -> None:
     image = read(args.image)
     model = load_model(args.ckpt or shipped_model(), device_of(args.device))
     model.sampling = model.sampling.but(*given_sampling(args))
+    check_negative(args.negative_prompt, model.sampling.guidance)
     size = (image.shape[2], image.shape[3])
     model.latent_size(size)  # refuses a size that does not fit
     plan = {"vary": vary, "fill": fill, "restore": restore}[args.way](args, model, image)

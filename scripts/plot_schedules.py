@@ -3,7 +3,7 @@
     python scripts/plot_schedules.py --out schedules.png
 
 The ending of the file's name says whether it is a PNG or an SVG. Each schedule is drawn with its default values; tables
-of betas are solid lines, closed forms are dashed.
+of betas are solid lines, closed forms are dashed. Two are drawn again, dotted, with a value that is not the default.
 """
 
 import argparse
@@ -23,6 +23,11 @@ from ldm.diffusion.schedules import SCHEDULES, TableConfig
 POINTS = 801  # of each curve
 CLIP = 20  # largest log SNR that is drawn, and smallest with a minus
 COLOURS = [*matplotlib.colormaps["tab10"].colors, "black"]
+TABLE, CLOSED, CHANGED = "-", (0, (5, 2)), (0, (1, 1.5))  # matplotlib's kinds of line
+VARIANTS = {  # schedules with a value that is not the default
+    "scaled_linear, zero_snr=true": ("scaled_linear", {"zero_snr": True}),  # Lin et al. 2023, arXiv:2305.08891
+    "flow, shift=3": ("flow", {"shift": 3.0}),  # SD3, Esser et al. 2024, arXiv:2403.03206
+}
 
 
 def main() -> None:
@@ -38,12 +43,15 @@ def draw(out: Path) -> None:
     """Write the picture of all schedules to ``out``."""
     figure, (left, middle, right) = plt.subplots(1, 3, figsize=(15, 5.6), layout="constrained")
     times = np.linspace(0, 1, POINTS)
-    for (name, kind), colour in zip(SCHEDULES.items(), cycle(COLOURS), strict=False):
-        config = kind()
-        dashes = "-" if isinstance(config, TableConfig) else (0, (5, 2))
-        style = {"color": colour, "linewidth": 1.8, "linestyle": dashes}
-        levels = [config.build().level(float(t)) for t in times]
-        left.plot(times, np.clip([level.log_snr for level in levels], -CLIP, CLIP), label=name, **style)
+    colours = dict(zip(SCHEDULES, cycle(COLOURS), strict=False))
+    curves = [(name, name, kind()) for name, kind in SCHEDULES.items()]
+    curves += [(label, name, SCHEDULES[name](**values)) for label, (name, values) in VARIANTS.items()]
+    for label, name, config in curves:
+        dashes = CHANGED if label in VARIANTS else TABLE if isinstance(config, TableConfig) else CLOSED
+        style = {"color": colours[name], "linewidth": 1.8, "linestyle": dashes}
+        schedule = config.build()
+        levels = [schedule.level(float(t)) for t in times]
+        left.plot(times, np.clip([level.log_snr for level in levels], -CLIP, CLIP), label=label, **style)
         middle.plot(times, [level.alpha for level in levels], **style)
         right.plot(times, [level.sigma for level in levels], **style)
     left.set(ylabel=f"log SNR = 2 log(alpha / sigma), cut at ±{CLIP}", ylim=(-CLIP - 1, CLIP + 1))
@@ -53,7 +61,7 @@ def draw(out: Path) -> None:
         axes.set(xlabel="t, from data (0) to noise (1)", xlim=(0, 1))
         axes.grid(color="0.9")
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(loc="outside lower center", ncols=6, frameon=False, handlelength=3.2)
+    figure.legend(loc="outside lower center", ncols=7, frameon=False, handlelength=3.2)
     out.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(out, dpi=150)
     plt.close(figure)

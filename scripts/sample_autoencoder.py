@@ -80,9 +80,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--images", nargs="+", type=Path, metavar="FILE", help="pictures; the run's held-out ones else")
     parser.add_argument("--size", type=int, help="of the pictures, pixels a side; that of the run if left out")
     parser.add_argument("--path", choices=sorted(PATHS), help="of interpolations; slerp for a KL, linear for others")
-    parser.add_argument(
-        "--seed", type=int, default=0, help="of the first sample, 0 if left out; the next count up by 1"
-    )
+    parser.add_argument("--seed", type=int, help="of the first sample, 0 if left out; the next count up by 1")
     parser.add_argument("--temperature", type=float, help="of samples, 1 if left out; less is more usual")
     parser.add_argument("--tile", type=int, default=0, help="pixels a side of what is coded at once; 0 is all")
     parser.add_argument("--device", default="", help=DEVICE_HELP)
@@ -97,10 +95,16 @@ def main() -> None:
         raise ValueError("--images are not for --what samples, which come from the prior; leave them out")
     if args.images and args.count is not None and args.what != "traversals":
         raise ValueError(f"--images are shown as they are given; leave out --count {args.count}")
-    for option, of in (("path", "interpolations"), ("temperature", "samples")):
+    if args.images and args.what == "interpolations" and len(args.images) % 2:
+        raise ValueError(
+            f"--images: {len(args.images)} pictures make no pairs, and --what interpolations goes from each first to "
+            "each second; give an even number of them"
+        )
+    for option, of in (("path", "interpolations"), ("temperature", "samples"), ("seed", "samples")):
         if getattr(args, option) is not None and args.what != of:
             raise ValueError(f"--{option} is of --what {of}; leave it out with --what {args.what}")
     args.temperature = 1.0 if args.temperature is None else args.temperature
+    args.seed = 0 if args.seed is None else args.seed
     args.count = COUNTS[args.what] if args.count is None else args.count
     if args.count < 1:
         raise ValueError(f"--count {args.count} is not at least 1")
@@ -143,6 +147,8 @@ def samples(stage: Stage) -> Iterator[Tensor]:
             noise = ImageNoise(seeds[i : i + AT_ONCE], shape, stage.autoencoder.mean.device)
             yield stage.decode(args.temperature * noise())
         return
+    if args.tile:
+        raise ValueError(f"--tile {args.tile} is not for samples of codes, which are decoded whole; leave it out")
     if not stage.prior.is_dir():
         raise ValueError(f"{stage.prior} is not there: train a prior of the codes with scripts/train_prior.py")
     prior = load_prior(stage.prior, stage.autoencoder)

@@ -13,6 +13,7 @@ from tqdm import tqdm
 from ldm.cli import (
     add_sampling,
     add_steering,
+    check_negative,
     check_seed,
     device_of,
     given_sampling,
@@ -64,6 +65,7 @@ def main() -> None:
     steer, steering = given_steering(args, model)
     first = settle(args, again, model)
     first = replace(first, prompt=prompts[0], model=folder.resolve().name, model_hash=digest(folder), steering=steering)
+    check_negative(args.negative_prompt, from_dict(Sampling, first.sampling).guidance)
     check_seed(first.seed, len(prompts) * args.n_samples)
     model.latent_size((first.height, first.width))  # refuses a size that does not fit before anything is drawn
     make_writable(args.outdir)  # a folder that takes no file is noticed here, before anything is drawn

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from ldm.autoencoders import BOTTLENECKS
 from ldm.config import ConfigError, from_dict, load, to_dict, to_yaml
 from ldm.denoisers import DENOISERS
 from ldm.run import Run
@@ -66,6 +67,10 @@ def test_the_first_stages_of_the_table_differ_in_what_their_row_says_alone(path)
     assert run.out == f"runs/first_stages/{path.stem}"
     others = [load(Run, other) for other in FIRST_STAGES if other != path]
     assert all((run.bottleneck, run.robustness) != (other.bottleneck, other.robustness) for other in others)
+
+
+def test_every_kind_of_bottleneck_has_a_row_of_the_table():
+    assert {type(load(Run, path).bottleneck) for path in FIRST_STAGES} == {*BOTTLENECKS.values()}
 
 
 @pytest.mark.parametrize(("section", "name"), TABLES)

@@ -120,6 +120,7 @@ class Trainer:
     def train_step(self, batches: Iterator[Any]) -> dict[str, Tensor]:
         """One optimizer step; the loss, the figures of task and rival, and the gradients' norms."""
         config = self.config
+        before = [value.clone() for value in self._moved()]
         figures: dict[str, Tensor] = {}
         micro: list[MicroStep] = []
         for i in range(config.accumulate):
@@ -135,7 +136,7 @@ class Trainer:
         self.step += 1
         total = torch.stack([each.losses[0] for each in micro]).mean()
         value, *others = torch.stack([total, *(loss for each in micro for loss in each.losses[1:])]).tolist()
-        self._update(norms, all(map(isfinite, (value, *others))), micro)
+        self._update(norms, all(map(isfinite, (value, *others))), micro, before)
         if self.spiked(value):
             self._write({"loss_spike": value})
         return {"loss": total, **figures, **norms}
@@ -156,10 +157,14 @@ class Trainer:
         of_task = partial(self.task.loss, batch=micro.batch, seed=micro.seed, step=micro.step)
         return [of_task] if self.rival is None else [of_task, self.rival.loss]
 
-    def _update(self, norms: dict[str, Tensor], sound: bool, micro: list[MicroStep]) -> None:
+    def _moved(self) -> list[Tensor]:
+        """What a loss moves by itself: buffers, such as codebooks, and those of what the task has learned besides."""
+        return [value for part in (self.network, self.task.learned) for value in part.buffers()]
+
+    def _update(self, norms: dict[str, Tensor], sound: bool, micro: list[MicroStep], before: list[Tensor]) -> None:
         """Step every learner and the average, or none where a rank's loss is not ``sound`` or a norm not finite.
 
-        From ``micro`` is found out what went wrong.
+        Then what was ``_moved`` is as ``before`` again. From ``micro`` is found out what went wrong.
         """
         overflow = not all_finite(torch.stack([*norms.values()]))  # the same on all ranks: they exchanged gradients
         finite = not (any_rank(self.accelerator, not sound) or overflow)
@@ -169,6 +174,8 @@ class Trainer:
             self.average.update_parameters(self.network)
         self.skipped = 0 if finite else self.skipped + 1
         if not finite:
+            for value, was in zip(self._moved(), before, strict=True):
+                value.copy_(was)
             self._write({"skipped": self.skipped})
         if self.skipped >= MAX_SKIPPED:
             bad = next((each for each in micro if not all_finite(each.losses)), micro[-1])

@@ -63,6 +63,16 @@ def test_too_many_layers_are_told_before_anything_is_loaded():
         load(Run, None, ["adversarial.weight=0.5", "adversarial.layers=5"])
 
 
+@pytest.mark.parametrize("start", [8, 9])
+def test_a_start_that_never_comes_is_told_with_both_values(start):
+    settings = ["train_autoencoder.steps=8", f"adversarial.start={start}"]
+    told = rf"adversarial.start {start} .* train_autoencoder.steps 8, .*; try adversarial.start=4, or more steps"
+    with pytest.raises(ValueError, match=told):
+        load(Run, None, [*settings, "adversarial.weight=0.5"])
+    load(Run, None, settings)  # none is built
+    load(Run, None, [*settings, "adversarial.weight=0.5", "adversarial.start=7"])
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

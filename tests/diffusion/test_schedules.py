@@ -192,4 +192,5 @@ def test_the_script_draws_every_schedule(name, start, tmp_path, monkeypatch, cap
     drawn = out.read_bytes()
     assert drawn.startswith(start)
     if out.suffix == ".svg":
-        assert all(f"<!-- {schedule} -->".encode() in drawn for schedule in SCHEDULES)  # the legend's texts
+        variants = ("scaled_linear, zero_snr=true", "flow, shift=3")
+        assert all(f"<!-- {label} -->".encode() in drawn for label in (*SCHEDULES, *variants))  # the legend's texts

@@ -1,14 +1,18 @@
 """Weights in closed form, across all targets; and the times that a batch is trained at."""
 
+from math import log
+
 import pytest
 import torch
 from scipy.stats import kstest, norm
 
+from ldm.diffusion.grids import CLEAN
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.targets import TARGETS, gain, regressed, to_x0
 from ldm.diffusion.times import TIMES, ImportanceConfig, evenly_spread
+from ldm.diffusion.vlb import continuous_bound
 from ldm.diffusion.weights import WEIGHTS, MinSNRConfig, P2Config, rate
-from ldm.types import Level
+from ldm.types import Grid, Level, Prediction
 
 SCHEDULE = SCHEDULES["cosine"]().build()
 T = torch.tensor([0.05, 0.3, 0.6, 0.9])
@@ -59,6 +63,57 @@ def test_a_weight_means_the_same_whatever_the_target(weight, target):
 def test_the_own_target_of_a_weight_is_weighted_by_one(weight, target):
     got = torch.as_tensor(WEIGHTS[weight]().on_f(TARGETS[target], LEVEL, RATE)).expand(4, 1, 1, 1)
     torch.testing.assert_close(got, torch.ones(4, 1, 1, 1), rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize(("gamma", "k"), [(1.0, 1.0), (0.5, 2.0)])
+def test_p2_in_closed_form(gamma, k):
+    """Choi et al. 2022 (arXiv:2204.00227), eq. 8: beside the simple loss, whose weight on the noise is 1."""
+    got = WEIGHTS["p2"](gamma=gamma, k=k).on_f(TARGETS["eps"], LEVEL, RATE)
+    torch.testing.assert_close(got, 1 / (k + SNR) ** gamma, rtol=1e-5, atol=0)
+
+
+@pytest.mark.parametrize("bias", [0.0, 2.0])
+def test_sigmoid_in_closed_form_on_the_cosine(bias):
+    """Half of sigmoid(bias - log snr) -d log snr / dt on the noise, where snr = 1 / tan^2(pi t / 2).
+
+    Kingma & Gao 2023 (arXiv:2303.00848), Sec. 4.
+    """
+    half = torch.pi * T / 2
+    expected = 0.5 * 2 * torch.pi / torch.sin(2 * half) / (1 + torch.exp(torch.tensor(-bias)) / torch.tan(half) ** 2)
+    schedule = SCHEDULES["cosine"](offset=1e-6).build()
+    got = WEIGHTS["sigmoid"](bias=bias).on_f(TARGETS["eps"], schedule.level(T), rate(schedule, T))
+    torch.testing.assert_close(got.flatten(), expected, rtol=1e-2, atol=0)
+
+
+def test_vlb_in_closed_form_on_the_straight_line():
+    """Half of -d snr / dt on x0 (Kingma et al. 2021, arXiv:2107.00630, eq. 17), where snr = (1 / t - 1)^2."""
+    schedule = SCHEDULES["flow"]().build()
+    got = WEIGHTS["vlb"]().on_f(TARGETS["x0"], schedule.level(T), rate(schedule, T))
+    torch.testing.assert_close(got.flatten(), (1 - T) / T**3, rtol=1e-2, atol=0)
+
+
+@pytest.mark.parametrize("kind", ["flow", "cosine", "ve"])
+def test_the_loss_weighted_by_vlb_is_the_continuous_bound_on_every_schedule(kind):
+    """Its mean over t, of an error of x0 that depends on the level: half of log(1 + snr), from one end to the other."""
+    schedule, x0 = SCHEDULES[kind]().build(), torch.zeros(1, 1, 2, 2)
+    first, last = 0.95, 0.05
+    grid = Grid([schedule.level(first), schedule.level(last), CLEAN], schedule)
+
+    def error(level):
+        return level.sigma / level.norm
+
+    def denoise(x, level):
+        return Prediction(x0 + error(level))
+
+    generator = torch.Generator().manual_seed(0)
+    bound = continuous_bound(denoise, x0, grid, lambda: x0, generator, evaluations=2_000).steps.sum()
+    t = last + (first - last) * (torch.arange(4_000) + 0.5) / 4_000
+    level = schedule.level(t)
+    weighted = WEIGHTS["vlb"]().on_f(TARGETS["x0"], level, rate(schedule, t)) * error(level) ** 2
+    snrs = [1 / grid[i].nsr ** 2 for i in (0, 1)]
+    expected = 0.5 * log((1 + snrs[1]) / (1 + snrs[0]))
+    assert float((first - last) * weighted.mean()) == pytest.approx(expected, rel=5e-3)
+    assert float(bound) * log(2) == pytest.approx(expected, rel=5e-3)
 
 
 def test_p2_without_gamma_is_the_simple_loss():

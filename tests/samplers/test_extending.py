@@ -9,7 +9,7 @@ import torch
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS, ImageNoise
-from ldm.types import Prediction
+from ldm.types import Grid, Prediction
 
 ROOT = Path(__file__).parents[2]
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
@@ -47,14 +47,13 @@ def test_the_documented_sampler_samples(table, schedule):
 
 
 def test_the_documented_sampler_is_better_than_euler(table):
+    """Down to little noise: from there to none both take the same step."""
     noise = ImageNoise([0], (1, 10, 10))
     start = noise()
     schedule = SCHEDULES["linear"]().build()
-    exact = SAMPLERS["ode"](rtol=1e-6, atol=1e-6)(gaussian, start, uniform(schedule, 40), noise)
-    errors = {
-        name: (table[name]()(gaussian, start, uniform(schedule, 40), noise) - exact).abs().max()
-        for name in ("midpoint", "euler")
-    }
+    grid = Grid(uniform(schedule, 40)[:-1], schedule)
+    exact = SAMPLERS["ode"](rtol=1e-6, atol=1e-6)(gaussian, start, grid, noise)
+    errors = {name: (table[name]()(gaussian, start, grid, noise) - exact).abs().max() for name in ("midpoint", "euler")}
     assert errors["midpoint"] < 0.2 * errors["euler"]
 
 

@@ -96,8 +96,9 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
     [
         ("nowhere", "nowhere"),
         ("--count 0", "--count 0 is not at least 1"),
-        ("--seed -1", "--seed -1"),
-        ("--seed 9223372036854775800 --count 9", "is not a number from 0 to 2^63 - 9"),
+        ("--what samples --seed -1", "--seed -1"),
+        ("--what samples --seed 9223372036854775800 --count 9", "is not a number from 0 to 2^63 - 9"),
+        ("--seed 0", "--seed is of --what samples; leave it out with --what reconstructions"),
         ("--what samples --temperature -1", "--temperature -1.0"),
         ("--temperature 1", "--temperature is of --what samples"),
         ("--what samples --path linear", "--path is of --what interpolations"),
@@ -105,6 +106,7 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
         ("--images data/sample/none.png", "none.png"),
         ("--images data/sample/none.png --count 2", "--images are shown as they are given; leave out --count 2"),
         ("--what samples --images data/sample/none.png", "--images are not for --what samples"),
+        ("--what interpolations --images a.png b.png c.png", "3 pictures make no pairs"),
         ("--tile 8", "tile 8 is too small"),
         ("--size 72", "72 is not a multiple of 16"),
         ("--device abacus", "--device abacus"),
@@ -117,10 +119,11 @@ def test_a_mistake_is_told_in_one_line_before_anything_is_written(args, says, tm
 
 
 def test_what_a_first_stage_cannot_show_is_told(coded, tmp_path):
-    def told(folder, what, says):
-        assert_one_line(call("sample_autoencoder.py", folder, "--what", what, "--out", tmp_path), says)
+    def told(folder, what, says, *more):
+        assert_one_line(call("sample_autoencoder.py", folder, "--what", what, "--out", tmp_path, *more), says)
 
     told(coded, "traversals", "a TwoLevels bottleneck has no KL")
+    told(coded, "samples", "--tile 128 is not for samples of codes", "--tile", 128)
     (coded / "prior").rename(tmp_path / "prior")
     try:
         told(coded, "samples", "train a prior of the codes with scripts/train_prior.py")

@@ -202,6 +202,7 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
     [
         ("vary --seed 18446744073709551616", "--seed 18446744073709551616 is not a number from 0 to 2^63 - 4"),
         ("vary --strength 2", "strength 2.0 is not in [0, 1]"),
+        ("vary --negative-prompt b --scale 1", '--negative-prompt "b" changes nothing at a guidance scale of 1'),
         ("fill --mask README.md", "README.md is not a readable picture"),
         ("fill --mask {black}", "black.png is black all over"),
         ("restore --operator downscale --amount 1.5", "--amount 1.5 of downscale"),
@@ -302,6 +303,7 @@ def test_any_prompt_gives_an_image_with_a_safe_name(draw):
         ("--prompt a --steps 0", "steps 0"),
         ("--prompt a --scale nan", "scale nan"),
         ("--prompt a --eta 2", "eta 2.0"),
+        ("--prompt a --negative-prompt b --scale 1", '--negative-prompt "b" changes nothing at a guidance scale of 1'),
         ("--prompt a --H 62", "height 62 is not a multiple"),
         ("--prompt a --W 0", "width 0 is not a multiple"),
         ("--prompt a --H 1000000", "height 1000000 is not a multiple"),

@@ -80,6 +80,15 @@ def test_the_autoencoders_loss_gives_no_gradient_to_the_discriminator_and_the_di
     assert all(torch.equal(p.grad, grad) for p, grad in zip(made.network.parameters(), before, strict=True))
 
 
+def test_the_adversarial_term_alone_moves_encoder_and_decoder_and_nothing_of_the_discriminator():
+    made, image = task(), batch().image
+    decoded, _ = made.network(image)
+    reconstruction, _ = made.reconstruction(image, decoded)
+    made.adversary.price(0, image, decoded, reconstruction, made._last)[0].backward()
+    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.network.parameters())
+    assert all(p.grad is None for p in made.adversary.network.parameters())
+
+
 def test_the_adversarial_term_pulls_at_the_last_layer_as_hard_as_its_weight_says():
     gradients = []
     for weight in (0.5, 1e-12):

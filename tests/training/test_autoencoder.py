@@ -1,10 +1,12 @@
 """The first stage's loss: what the network is given, what it is compared with, what is added; and its going on."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
+from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
 from torchvision.models import squeezenet1_1
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, Code, ReconstructionConfig, RobustnessConfig
@@ -19,6 +21,7 @@ from ldm.run import Run
 from ldm.stages import train_autoencoder
 from ldm.training.autoencoder import AutoencoderTask, perceptual, warmed
 from ldm.training.checkpoint import newest
+from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.types import Batch
 
@@ -26,8 +29,8 @@ CPU = torch.device("cpu")
 DATA = ShapesConfig(size=16, length=8)
 
 
-def task(bottleneck="identity", *, robustness=None, **options):
-    config = AutoencoderConfig(channels=3, width=8, multipliers=[1], blocks=1, patch=4)
+def task(bottleneck="identity", *, robustness=None, bounded=False, **options):
+    config = AutoencoderConfig(channels=3, width=8, multipliers=[1], blocks=1, patch=4, bounded=bounded)
     network = config.build(BOTTLENECKS[bottleneck](**options).build(3))
     train = TrainConfig(batch=4, validate_samples=4, workers=0)
     robust, data = robustness or RobustnessConfig(), (DATA.build("train"), DATA.build("val"))
@@ -120,6 +123,58 @@ def test_the_contractive_term_is_weighted_by_image_value_and_moves_the_encoder()
     assert not torch.allclose(one, other)
 
 
+class Free(nn.Module):
+    """A reconstruction that costs nothing."""
+
+    def forward(self, image, decoded):
+        return decoded.new_zeros(()), {}
+
+
+PRICES = {  # bottleneck and its options, robustness, and what is moved besides the encoder
+    "kl": ("kl", {"weight": 1.0}, {}, set()),
+    "commitment": ("vq", {"codes": 4}, {}, set()),
+    "commitment and codebook": ("vq", {"codes": 4, "ema": False}, {}, {"bottleneck.codebook"}),
+    "sparsity": ("sparse", {}, {}, set()),
+    "contraction": ("identity", {}, {"contractive": 1.0}, set()),
+}
+
+
+@pytest.mark.parametrize("price", PRICES)
+def test_a_price_on_the_latents_moves_the_encoder_and_not_the_decoder(price):
+    bottleneck, options, robust, besides = PRICES[price]
+    made = task(bottleneck, robustness=RobustnessConfig(**robust), **options)
+    made.reconstruction = Free()
+    made.loss(made.network, batch(), 0, 0)[0].backward()
+    moved = {name for name, p in made.network.named_parameters() if p.grad is not None and p.grad.abs().sum() > 0}
+    encoder = {f"encoder.{name}" for name, _ in made.network.encoder.named_parameters()}
+    last = f"encoder.{len(made.network.encoder) - 1}.bias"  # which no derivative of the latent knows
+    assert moved == (encoder | besides) - ({last} if robust else set())
+
+
+LIKELIHOODS = {
+    "gaussian": lambda y: Normal(y, 0.2),
+    "laplace": lambda y: Laplace(y, 0.2),
+    "bernoulli": lambda y: Bernoulli((y + 1) / 2),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_with_a_likelihood_and_the_kl_at_weight_1_the_loss_is_minus_the_elbo_per_image_value(name):
+    """E_q[log p(x | z)] - KL(q || p), the first by the one draw of z that the loss makes, the second exactly."""
+    made, bits = task("kl", weight=1.0, bounded=True), Batch(batch().image.sign(), [])
+    made.reconstruction = ReconstructionConfig(**{"l1": 0.0, name: 1.0, "scale": 0.2}).build()
+    torch.manual_seed(1)
+    total, _ = made.loss(made.network, bits, 0, 0)
+    torch.manual_seed(1)
+    mean, log_variance = made.network.bottleneck.moments(made.network.encoder(bits.image))
+    posterior = Normal(mean, (log_variance / 2).exp())
+    decoded = made.network.decoder(posterior.rsample())
+    seen = (bits.image + 1) / 2 if name == "bernoulli" else bits.image
+    evidence = LIKELIHOODS[name](decoded).log_prob(seen).sum(dim=(1, 2, 3))  # (B,)
+    elbo = evidence - kl_divergence(posterior, Normal(0.0, 1.0)).sum(dim=(1, 2, 3))
+    torch.testing.assert_close(total, -elbo.mean() / (3 * 16 * 16))
+
+
 def test_a_warmup_is_a_line_to_the_whole_weight():
     assert [warmed(step, 4) for step in range(6)] == [0.25, 0.5, 0.75, 1, 1, 1]
     assert warmed(0, 0) == 1
@@ -154,6 +209,33 @@ def test_a_run_stopped_at_half_goes_on_to_the_same_weights(name, tiny, tmp_path)
     assert stopped.keys() == straight.keys()
     for key, value in straight.items():
         assert torch.equal(value, stopped[key]), key
+
+
+def skipping(folder, spoil, bad, **options):
+    """The weights and codebooks after three steps, that of number ``bad`` spoilt in ``spoil`` and so skipped."""
+    torch.manual_seed(0)
+    made = task(codes=8, decay=0.5, revive=0.9, **options)
+    train = replace(made.config, precision="fp32", warmup=0, decay="constant")
+    given = {"described": "", "made_from": {}, "device": CPU}
+    trainer, image, skipped = Trainer(made, train, folder, **given), batch().image, []
+    for step in range(3):
+        spoilt = spoil if step == bad else ""
+        hook = made._last.register_hook(lambda grad, by=torch.nan if spoilt == "gradient" else 1.0: grad * by)
+        trainer.train_step(iter([Batch(image * (torch.nan if spoilt == "picture" else 1.0), [])]))
+        hook.remove()
+        skipped.append(trainer.skipped)
+    assert skipped == [step == bad for step in range(3)]
+    return made.network.state_dict()
+
+
+@pytest.mark.parametrize("bad", [0, 1])
+@pytest.mark.parametrize("ema", [True, False])
+@pytest.mark.parametrize("bottleneck", ["vq", "vq2"])
+def test_a_step_that_is_skipped_for_its_gradient_leaves_no_trace_in_a_codebook(bottleneck, ema, bad, tmp_path):
+    """Fault 19: as one whose picture is not finite, of which no codebook learns anything."""
+    given = {"bottleneck": bottleneck, "ema": ema}
+    found, wanted = (skipping(tmp_path / spoil, spoil, bad, **given) for spoil in ("gradient", "picture"))
+    assert [name for name, value in found.items() if not torch.equal(value, wanted[name])] == []
 
 
 @pytest.mark.parametrize("name", BOTTLENECKS)

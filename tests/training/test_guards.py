@@ -35,6 +35,27 @@ def test_a_step_that_is_not_finite_changes_neither_weights_nor_average_nor_sched
     assert not torch.equal(before["weights.first.weight"], made.network.first.weight)
 
 
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_what_a_loss_moves_by_itself_is_as_before_after_a_step_that_is_skipped(tmp_path, accumulate):
+    """Fault 19."""
+    task = LineTask({2 * accumulate - 1}, nan)  # the last of the second step
+    parts = (task.network, task.learned)
+    for part in parts:
+        part.register_buffer("calls", torch.tensor(0))
+
+    def count(*_):
+        for part in parts:
+            part.calls += 1
+
+    task.network.first.register_forward_hook(count)
+    made, found = trainer(tmp_path, task, accumulate=accumulate), []
+    batches = task.batches(0, 0, 1)
+    for _ in range(3):
+        made.train_step(batches)
+        found.append([int(part.calls) // accumulate for part in parts])
+    assert found == [[1, 1], [1, 1], [2, 2]]
+
+
 def test_a_resumed_schedule_does_not_count_steps_that_were_skipped(tmp_path):
     settings = {"decay": "linear", "steps": 10}
     made = trainer(tmp_path, LineTask({0, 2}, nan), **settings)

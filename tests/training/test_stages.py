@@ -11,16 +11,18 @@ import torch
 from faulty import LineTask
 
 from ldm import stages
+from ldm.autoencoders import BOTTLENECKS
 from ldm.caching import cache_latents
 from ldm.config import load
-from ldm.data.latents import StaleCache
+from ldm.data.latents import LatentDataset, StaleCache
 from ldm.data.loader import first_batches
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.prompts import CATEGORIES, prompt_set
 from ldm.files import BrokenFile, read_tensors
-from ldm.folders import load_autoencoder, load_classifier, load_model, load_text
+from ldm.folders import load_autoencoder, load_classifier, load_model, load_text, save_autoencoder
 from ldm.parts import frozen_stages
 from ldm.run import Run
+from ldm.samplers import SAMPLERS
 from ldm.stages import (
     scored_prompts,
     train_autoencoder,
@@ -35,6 +37,7 @@ from ldm.training.log import Log, read
 from ldm.training.looks import Looks
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import _in_half
+from ldm.types import Key
 
 CPU = torch.device("cpu")
 
@@ -147,6 +150,33 @@ def test_a_missing_stage_is_taken_from_the_shipped_model_and_it_is_said(tmp_path
         assert f"{tmp_path / stage} is not there: taking the shipped model's {stage}" in said
 
 
+@pytest.mark.parametrize("kind", BOTTLENECKS)
+def test_every_kind_of_first_stage_serves_a_denoiser(kind, trained, tmp_path, tiny, monkeypatch):
+    monkeypatch.setattr("ldm.training.loop.draw_curves", lambda *_: None)  # takes longer than all else here
+    shutil.copytree(Path(trained.out, "text"), tmp_path / "text")
+    small = ["data.size=32", "data.length=16", "train_autoencoder.steps=2", "train_ldm.steps=2"]
+    run = load(Run, None, [*tiny, *small, f"bottleneck={kind}", "cache.use=always", f"out={tmp_path}"])
+    data, keys, exported = run.data.build("train"), [Key(0, i) for i in (5, 14, 2)], []
+    image = torch.stack([data[key].image for key in keys])
+
+    def save(network, *rest):
+        exported.append(network.decode(network.encode(image)))
+        save_autoencoder(network, *rest)
+
+    monkeypatch.setattr(stages, "save_autoencoder", save)
+    train_autoencoder(run, CPU)
+    train_ldm(run, CPU)
+    autoencoder = load_model(tmp_path / "model").autoencoder
+    assert type(autoencoder.bottleneck) is type(run.bottleneck.build(run.autoencoder.channels))
+    latent = autoencoder.encode(image)
+    cached = torch.stack([LatentDataset(tmp_path / "cache")[key].latent for key in keys]).float()
+    torch.testing.assert_close(cached, latent, atol=5e-3, rtol=5e-3)
+    error = (autoencoder.decode(latent) - exported[-1]).abs().mean() / exported[-1].std()
+    assert error < 0.05  # in half precision another code may be the nearest, another number the largest
+    one, other = images(tmp_path / "model")
+    assert one.shape == (3, 32, 32) and one.isfinite().all() and not torch.equal(one, other)
+
+
 @pytest.mark.parametrize("other", ["autoencoder.channels=5", "bottleneck=identity", "text.layers=4"])
 def test_a_missing_stage_that_is_no_shipped_network_is_asked_for(tmp_path, shipped_stages, other):
     name = "text" if other.startswith("text") else "autoencoder"
@@ -198,8 +228,6 @@ def test_the_latents_have_zero_mean_and_with_the_posteriors_draws_unit_variance(
 
 
 def test_a_cached_batch_equals_an_encoded_one(trained):
-    from ldm.types import Key
-
     run, autoencoder, text = frozen_stages(trained, CPU)
     data = run.data.build("train")
     cache = cache_latents(run, autoencoder, text, data)
@@ -380,6 +408,23 @@ def test_further_prompts_draw_by_their_weights_and_a_negative_one_that_the_promp
     assert not torch.allclose(same[1:], plain[1:], atol=1e-2)
 
 
+def test_a_learned_variance_is_trained_saved_and_drawn_with(trained, tmp_path, tiny):
+    for stage in ("autoencoder", "text", "cache"):
+        shutil.copytree(Path(trained.out, stage), tmp_path / stage)
+    asked = ["process.learned_variance=true", "sampler=ddpm", "sampler.variance=learned"]
+    train_ldm(load(Run, None, [*tiny, *asked, "cache.use=always", f"out={tmp_path}"]), CPU)
+    model = load_model(tmp_path / "model")
+    assert model.sampling.sampler == SAMPLERS["ddpm"](variance="learned")
+    said = model.process.denoiser(model.denoiser, model.condition(["a ring"]))
+    x, level = torch.randn(1, model.autoencoder.channels, 8, 8), model.process.schedule.level(0.5)
+    assert said(x, level).variance.abs().max() > 0, "the bound has not trained it"
+    learned, *others = (
+        next(model(["a ring"], sampling=model.sampling.but(f"sampler.variance={variance}")))[0]
+        for variance in ("learned", "posterior", "beta")
+    )
+    assert learned.isfinite().all() and not any(torch.allclose(learned, other, atol=1e-3) for other in others)
+
+
 def test_a_model_steers_away_from_a_worse_one(trained):
     model = load_model(Path(trained.out, "model"))
     plain = images(f"{trained.out}/model")
@@ -482,3 +527,8 @@ def test_a_decoder_trained_alone_keeps_the_latents_to_the_last_bit_and_so_their_
 def test_a_decoder_cannot_be_trained_alone_without_the_encoder_that_it_is_for():
     with pytest.raises(ValueError, match="decoder_only needs a base.*base=MODEL"):
         load(Run, None, ["decoder_only=true"])
+
+
+def test_a_price_on_the_encoder_is_refused_where_it_is_kept():
+    with pytest.raises(ValueError, match="robustness.contractive 0.1 is a price on the encoder.*set it to 0"):
+        load(Run, None, ["decoder_only=true", "base=MODEL", "robustness.contractive=0.1"])

@@ -5,11 +5,11 @@ import torch
 from torch import nn
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
-from ldm.autoencoders.bottlenecks import Quantizer
 from ldm.autoencoders.bottlenecks.base import straight_through, usage
+from ldm.autoencoders.codes import map_sizes, num_codes, quantizers
 
 CHANNELS = 4
-QUANTIZERS = [name for name, config in BOTTLENECKS.items() if isinstance(config().build(CHANNELS), Quantizer)]
+QUANTIZERS = [name for name, config in BOTTLENECKS.items() if quantizers(config().build(CHANNELS))]
 
 
 def built(name, **options):
@@ -85,10 +85,12 @@ def test_the_decoder_sees_in_use_what_it_sees_in_training_but_for_draws(name):
 def test_codes_are_whole_numbers_that_give_the_latent_back(name):
     bottleneck = built(name).eval()
     h = features(bottleneck)
-    indices = bottleneck.codes(h)
-    assert indices.dtype == torch.long and indices.shape == (3, 5, 4)
-    assert indices.min() >= 0 and indices.max() < bottleneck.num_codes
-    z = bottleneck.from_codes(indices)
+    codes = bottleneck.codes(h)
+    maps = codes if isinstance(codes, tuple) else (codes,)
+    for indices, count, size in zip(maps, num_codes(bottleneck), map_sizes(bottleneck, 5, 4), strict=True):
+        assert indices.dtype == torch.long and indices.shape == (3, *size)
+        assert indices.min() >= 0 and indices.max() < count
+    z = bottleneck.from_codes(*maps)
     assert torch.equal(z, bottleneck(h, 48).z)
     torch.testing.assert_close(bottleneck.quantize(z), z)
 
@@ -98,8 +100,9 @@ def test_the_decoder_quantises_what_a_denoiser_draws(name):
     config = AutoencoderConfig(channels=CHANNELS, width=8, multipliers=[1], blocks=1, patch=4)
     network = config.build(built(name)).eval()
     network.mean.fill_(0.3), network.std.fill_(2.0)
-    indices = torch.randint(network.bottleneck.num_codes, (1, 4, 4))
-    latent = (network.bottleneck.from_codes(indices) - network.mean) / network.std
+    levels = zip(num_codes(network.bottleneck), map_sizes(network.bottleneck, 4, 4), strict=True)
+    maps = [torch.randint(count, (1, *size)) for count, size in levels]
+    latent = (network.bottleneck.from_codes(*maps) - network.mean) / network.std
     image = network.decode(latent)
     torch.testing.assert_close(network.decode(latent + 1e-4 * torch.randn_like(latent)), image)
     assert not torch.allclose(network.decode(latent + torch.randn_like(latent)), image)

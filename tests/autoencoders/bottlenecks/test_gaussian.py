@@ -148,6 +148,12 @@ def test_weights_of_the_kl_are_checked(name, wrong):
         KLConfig(**{name: wrong})
 
 
+@pytest.mark.parametrize(("name", "value"), [("free_bits", 0.5), ("warmup", 3)])
+def test_what_shapes_a_kl_is_refused_where_none_is_charged(name, value):
+    with pytest.raises(ValueError, match=f"{name} {value} of a KL of weight 0 does nothing; try {name}=0"):
+        KLConfig(weight=0.0, **{name: value})
+
+
 def test_a_warmup_is_no_negative_number_of_steps():
     with pytest.raises(ValueError, match="warmup -1.*; try warmup=0"):
         KLConfig(warmup=-1)
