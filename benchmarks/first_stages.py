@@ -73,7 +73,7 @@ def main() -> None:
     runs = {path: run_of(path, args.out, args.set) for path in args.configs or sorted(CONFIGS.glob("*.yaml"))}
     drawn = all(isinstance(run.data, ShapesConfig) for run in runs.values())
     if args.denoiser and not drawn:
-        raise ValueError("--denoiser is scored by the shapes benchmark; leave it out, or data.name to be shapes")
+        raise ValueError("--denoiser is scored by the shapes benchmark; leave it out, or set data.name=shapes")
     columns = [name for name in COLUMNS if drawn or name != READ]
     columns += ["score of a denoiser"] if args.denoiser else []
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
@@ -116,7 +116,7 @@ def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt] | No
         f"{sum(weight.numel() for weight in autoencoder.parameters()) / 1e6:.2f} M",
         f"{report.psnr:.1f} dB",
         f"{report.ssim:.3f}",
-        *([percent(mark(prompts, through(autoencoder, pictures)).score)] if prompts else []),
+        *([percent(mark(prompts, through(autoencoder, pictures)).score)] if prompts is not None else []),
         f"{1 / report.encode_seconds:.0f}, {1 / report.decode_seconds:.0f}",
         said_by_latents(report),
     ]

@@ -41,15 +41,18 @@ def photograph(name: str) -> np.ndarray:
     """(H, W, 3) uint8, one of scikit-image's."""
     try:
         from skimage import data
-    except ImportError as error:
-        raise ValueError("the photographs are scikit-image's, which is not there; pip install scikit-image") from error
-    found = getattr(data, name)()
+
+        found = getattr(data, name)()
+    except (ImportError, OSError) as error:
+        raise ValueError(f"scikit-image's {name} is not there ({error}); pip install scikit-image") from error
     return found[0] if isinstance(found, tuple) else found  # of a stereo pair the left one
 
 
 def tiles(picture: np.ndarray, size: int) -> Iterator[np.ndarray]:
-    """The (size, size, 3) squares of a picture (H, W, 3), row by row."""
+    """The (size, size, 3) squares of a picture (H, W, 3), row by row; raises ValueError where none fits."""
     height, width = picture.shape[:2]
+    if size > min(height, width):
+        raise ValueError(f"tiles of {size} pixels do not fit into a picture of {width} x {height}; take smaller ones")
     for top in range(0, height - size + 1, size):
         for left in range(0, width - size + 1, size):
             yield picture[top : top + size, left : left + size]

@@ -97,15 +97,31 @@ class Run(Sampling):
         """How the finished model draws."""
         return Sampling(self.sampler, self.grid, self.guidance, self.sample)
 
-    def __post_init__(self) -> None:
-        self.out, self.base = at_home(self.out), at_home(self.base)
-        if self.decoder_only and not self.base:
-            raise ValueError("decoder_only needs a base whose encoder it keeps; give base=MODEL")
+    def check_autoencoder(self) -> None:
+        """Raise ValueError where a setting would do nothing in the training of a first stage.
+
+        Not on loading: what was trained with such a setting is as good as any.
+        """
         if self.decoder_only and self.robustness.contractive:
             raise ValueError(
                 f"robustness.contractive {self.robustness.contractive} is a price on the encoder, which decoder_only "
                 "keeps as it is; set it to 0"
             )
+        start, steps = self.adversarial.start, self.train_autoencoder.steps
+        if self.adversarial.weight and start >= steps:
+            raise ValueError(
+                f"adversarial.start {start} is not before the end of train_autoencoder.steps {steps}, so the "
+                f"discriminator is never used; try adversarial.start={steps // 2}, or more steps"
+            )
+        for name in ("free_bits", "warmup"):
+            value = getattr(self.bottleneck, name, 0)
+            if value and not self.bottleneck.weight:
+                raise ValueError(f"bottleneck.{name} {value} of a KL of weight 0 does nothing; set it to 0")
+
+    def __post_init__(self) -> None:
+        self.out, self.base = at_home(self.out), at_home(self.base)
+        if self.decoder_only and not self.base:
+            raise ValueError("decoder_only needs a base whose encoder it keeps; give base=MODEL")
         for name, stage in vars(self).items():
             if not isinstance(stage, TrainConfig) or stage is self.train_ldm:
                 continue
@@ -127,12 +143,6 @@ class Run(Sampling):
             raise ValueError("sampler.variance=learned asks for what no network says without process.learned_variance")
         if self.reconstruction.bernoulli and not self.autoencoder.bounded:
             raise ValueError("reconstruction.bernoulli wants pictures inside (-1, 1); set autoencoder.bounded=true")
-        start, steps = self.adversarial.start, self.train_autoencoder.steps
-        if self.adversarial.weight and start >= steps:
-            raise ValueError(
-                f"adversarial.start {start} is not before the end of train_autoencoder.steps {steps}, so that no "
-                f"discriminator is listened to; try adversarial.start={steps // 2}, or more steps"
-            )
         try:
             self.adversarial.check(self.data.size)
         except ValueError as error:

@@ -62,6 +62,7 @@ VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is ta
 
 def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the first stage; returns its folder."""
+    run.check_autoencoder()
     config, folder = run.train_autoencoder, _own(run, "autoencoder")
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))

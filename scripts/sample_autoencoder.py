@@ -162,7 +162,7 @@ def interpolations(stage: Stage) -> Iterator[Tensor]:
     """Rows of steps along the way from one picture's latent to another's."""
     z = stage.encode(stage.pictures(2 * stage.args.count))
     if len(z) < 2:
-        raise ValueError("one picture has none to go to; give --images two or more")
+        raise ValueError("one held-out picture has none to go to; give --images, two or more")
     way = stage.args.path or ("slerp" if isinstance(stage.autoencoder.bottleneck, Gaussian) else "linear")
     print(f"along {'an arc' if way == 'slerp' else 'a line'} ({way})")
     for a, b in zip(z[0::2].split(1), z[1::2].split(1), strict=False):

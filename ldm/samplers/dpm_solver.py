@@ -24,7 +24,6 @@ class DPMSolverConfig:
 
     def __post_init__(self) -> None:
         check_order(self.order)
-        check_final(self.lower_order_final, self.multistep)
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         if not self.multistep:
@@ -49,7 +48,6 @@ class DPMSolverPPConfig:
             raise ValueError(f"eta {self.eta} is not in [0, 1]; 0 is the ODE and 1 the SDE")
         if self.eta and not self.multistep:
             raise ValueError(f"eta {self.eta} is for multistep solvers only; try multistep=true")
-        check_final(self.lower_order_final, self.multistep)
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         if not self.multistep:
@@ -63,12 +61,6 @@ def check_order(order: int) -> None:
     """A ValueError for an order that there is no solver of."""
     if order not in (1, 2, 3):
         raise ValueError(f"order {order} is not 1, 2 or 3; try order=2")
-
-
-def check_final(lower_order_final: bool, multistep: bool) -> None:
-    """A ValueError for last steps of full order where the solver is singlestep, which to a clean end has none."""
-    if not lower_order_final and not multistep:
-        raise ValueError(f"lower_order_final {lower_order_final} is for multistep solvers only; try multistep=true")
 
 
 def multistep(

@@ -23,7 +23,7 @@ STAGES = (
 )
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # order 5 less order 4
 FIRST = 0.1  # length of the first step in log(nsr)
-NEAR = 0.01  # most nsr from where the rest of the way is one plain step
+NEAR = 0.01  # nsr; however lax the tolerance, the ODE is followed to here, from where it is one step to no noise
 
 
 @dataclass
@@ -45,25 +45,26 @@ class ODEConfig:
 
 
 def ode(denoise: Denoise, x: Tensor, grid: Grid, *, rtol: float = 1e-4, atol: float = 1e-4) -> Tensor:
-    """Clean x (B, C, H, W) from ``x`` at ``grid[0]``: Dormand & Prince's method of order 5 over log(nsr).
+    """``x`` (B, C, H, W) taken along ``grid`` to its end: Dormand & Prince's method of order 5 over log(nsr).
 
-    Of ``grid`` only the ends count, not the number of levels between. To a clean end the ODE is followed to where the
-    noise that is left is within the tolerance, or to the schedule's cleanest level, from where x is moved. If ``grid``
-    begins with noise alone, x is moved to where that ends first. What is followed is z = x / norm, which has unit
-    variance at every level where x0 has: in y = x / alpha an error that is small beside the noise at a step's start is
-    large beside that at its end. Steps are as long for all images as the worst needs: within the tolerance an image
-    differs with its batch.
+    Of ``grid`` only the ends count, not the number of levels between. Where it ends clean, the ODE is followed to where
+    the noise that is left is within the tolerance, |z| being about 1, or to the schedule's cleanest level where that
+    has more; one step takes x from there. If ``grid`` begins with noise alone, x is moved to where that ends first.
+    What is followed is z = x / norm, which has unit variance at every level where x0 has: in y = x / alpha an error
+    that is small beside the noise at a step's start is large beside that at its end. Steps are as long for all images
+    as the worst needs: within the tolerance an image differs with its batch.
 
     Raises:
         ValueError: ``denoise`` says what is no number.
     """
     start, end = grid[0], grid[-1]
+    clean = end.sigma == 0
     if start.blank:
         seen = grid.at(BLANK)
         x, start = move(x, denoise(x, start).x0, start, seen), seen
     if start.sigma == 0:
         return x
-    if end.sigma == 0:
+    if clean:
         nearest = max(min(atol + rtol, NEAR), grid.schedule.level(0.0).nsr)
         end = grid.at(float(min(start.nsr, nearest)))
 
@@ -89,7 +90,7 @@ def ode(denoise: Denoise, x: Tensor, grid: Grid, *, rtol: float = 1e-4, atol: fl
             z, at, first = ahead, at + step, slopes[-1]
         step = step * min(5.0, max(0.2, 0.9 * error**-0.2 if error > 0 else inf))
     x = end.norm * z
-    return move(x, denoise(x, end).x0, end, grid[-1]) if grid[-1].sigma == 0 else x
+    return move(x, denoise(x, end).x0, end, grid[-1]) if clean else x
 
 
 def worst(error: Tensor) -> float:

@@ -158,13 +158,15 @@ class Trainer:
         return [of_task] if self.rival is None else [of_task, self.rival.loss]
 
     def _moved(self) -> list[Tensor]:
-        """What a loss moves by itself: buffers, such as codebooks, and those of what the task has learned besides."""
-        return [value for part in (self.network, self.task.learned) for value in part.buffers()]
+        """What a loss moves by itself: buffers of the networks, such as codebooks, and of what is learned besides."""
+        parts = (*(learner.network for learner in self.learners), self.task.learned)
+        return [value for part in parts for value in part.buffers()]
 
     def _update(self, norms: dict[str, Tensor], sound: bool, micro: list[MicroStep], before: list[Tensor]) -> None:
         """Step every learner and the average, or none where a rank's loss is not ``sound`` or a norm not finite.
 
-        Then what was ``_moved`` is as ``before`` again. From ``micro`` is found out what went wrong.
+        A step that is skipped puts back what was ``_moved``, as it was ``before``. From ``micro`` is found out what
+        went wrong.
         """
         overflow = not all_finite(torch.stack([*norms.values()]))  # the same on all ranks: they exchanged gradients
         finite = not (any_rank(self.accelerator, not sound) or overflow)

@@ -67,10 +67,11 @@ def test_too_many_layers_are_told_before_anything_is_loaded():
 def test_a_start_that_never_comes_is_told_with_both_values(start):
     settings = ["train_autoencoder.steps=8", f"adversarial.start={start}"]
     told = rf"adversarial.start {start} .* train_autoencoder.steps 8, .*; try adversarial.start=4, or more steps"
+    run = load(Run, None, [*settings, "adversarial.weight=0.5"])  # as a saved one
     with pytest.raises(ValueError, match=told):
-        load(Run, None, [*settings, "adversarial.weight=0.5"])
-    load(Run, None, settings)  # none is built
-    load(Run, None, [*settings, "adversarial.weight=0.5", "adversarial.start=7"])
+        run.check_autoencoder()
+    load(Run, None, settings).check_autoencoder()  # none is built
+    load(Run, None, [*settings, "adversarial.weight=0.5", "adversarial.start=7"]).check_autoencoder()
 
 
 @pytest.mark.parametrize(

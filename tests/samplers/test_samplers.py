@@ -375,8 +375,6 @@ def test_a_third_order_step_is_exact_for_a_prediction_quadratic_in_log_snr(of_no
         ("dpm_solver_pp", {"order": 0}),
         ("dpm_solver_pp", {"eta": 2.0}),
         ("dpm_solver_pp", {"eta": 1.0, "multistep": False}),
-        ("dpm_solver_pp", {"lower_order_final": False, "multistep": False}),
-        ("dpm_solver", {"lower_order_final": False}),
         ("unipc", {"order": 4}),
         ("unipc", {"variant": "bh3"}),
         ("predictor_corrector", {"corrections": -1}),

@@ -530,5 +530,6 @@ def test_a_decoder_cannot_be_trained_alone_without_the_encoder_that_it_is_for():
 
 
 def test_a_price_on_the_encoder_is_refused_where_it_is_kept():
+    run = load(Run, None, ["decoder_only=true", "base=MODEL", "robustness.contractive=0.1"])  # as a saved one
     with pytest.raises(ValueError, match="robustness.contractive 0.1 is a price on the encoder.*set it to 0"):
-        load(Run, None, ["decoder_only=true", "base=MODEL", "robustness.contractive=0.1"])
+        train_autoencoder(run, CPU)

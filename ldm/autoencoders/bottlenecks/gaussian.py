@@ -48,9 +48,6 @@ class KLConfig(BottleneckConfig):
             raise ValueError(f"free_bits {self.free_bits} are not a finite number of at least 0; try free_bits=0.1")
         if self.warmup < 0:
             raise ValueError(f"warmup {self.warmup} is not at least 0; try warmup=0 for none")
-        for name in ("free_bits", "warmup"):
-            if getattr(self, name) and not self.weight:
-                raise ValueError(f"{name} {getattr(self, name)} of a KL of weight 0 does nothing; try {name}=0")
 
     def build(self, channels: int) -> Bottleneck:
         return Gaussian(channels, self.weight, std=self.std, free_bits=self.free_bits, warmup=self.warmup)

@@ -9,6 +9,8 @@ from torch.distributions import Normal, kl_divergence
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
 from ldm.autoencoders.bottlenecks import Gaussian, KLConfig, gaussian_kl
 from ldm.autoencoders.bottlenecks.gaussian import free_kl
+from ldm.config import load
+from ldm.run import Run
 
 
 def test_the_kl_is_that_of_torch():
@@ -150,8 +152,9 @@ def test_weights_of_the_kl_are_checked(name, wrong):
 
 @pytest.mark.parametrize(("name", "value"), [("free_bits", 0.5), ("warmup", 3)])
 def test_what_shapes_a_kl_is_refused_where_none_is_charged(name, value):
-    with pytest.raises(ValueError, match=f"{name} {value} of a KL of weight 0 does nothing; try {name}=0"):
-        KLConfig(weight=0.0, **{name: value})
+    run = load(Run, None, ["bottleneck.weight=0", "bottleneck.std=0", f"bottleneck.{name}={value}"])  # as a saved one
+    with pytest.raises(ValueError, match=f"bottleneck.{name} {value} of a KL of weight 0 does nothing; set it to 0"):
+        run.check_autoencoder()
 
 
 def test_a_warmup_is_no_negative_number_of_steps():
