@@ -55,7 +55,10 @@ def noises():
 
 def ours(name, options, network, start, grid, noises=(), target="eps"):
     draws = iter(noises)
-    denoise = lambda x, level: Prediction(to_x0(TARGETS[target], network(x), x, level))  # noqa: E731
+
+    def denoise(x, level):
+        return Prediction(to_x0(TARGETS[target], network(x), x, level))
+
     return SAMPLERS[name](**options)(denoise, start, grid, lambda: next(draws))
 
 

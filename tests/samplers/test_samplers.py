@@ -133,7 +133,10 @@ def test_an_image_does_not_depend_on_its_batch(name):
     def sampled(seeds):
         noise = ImageNoise(seeds, (2, 4, 4))
         points = noise()
-        denoise = lambda x, level: Prediction(torch.cat([MIXTURE(one, level).x0 for one in x.split(1)]))  # noqa: E731
+
+        def denoise(x, level):
+            return Prediction(torch.cat([MIXTURE(one, level).x0 for one in x.split(1)]))
+
         return SAMPLERS[name](**options)(denoise, points * grid[0].sigma, grid, noise)
 
     torch.testing.assert_close(sampled([7, 8])[:1], sampled([7]), atol=1e-5, rtol=1e-5)
@@ -225,7 +228,10 @@ def test_the_variance_beta_keeps_a_unit_normal_whatever_the_stride():
     ends = {}
     for variance in ("posterior", "beta"):
         noise = ImageNoise([0], (1, 200, 200))
-        denoise = lambda x, level: Prediction(level.alpha * x)  # noqa: E731
+
+        def denoise(x, level):
+            return Prediction(level.alpha * x)
+
         ends[variance] = SAMPLERS["ddpm"](variance=variance)(denoise, noise(), steps, noise).std()
     assert ends["beta"] == pytest.approx(1, abs=0.01)
     assert ends["posterior"] < 0.95
@@ -236,7 +242,10 @@ def test_a_learned_variance_at_an_end_of_its_range_is_that_end(place, variance):
     ends = []
     for said in ("learned", variance):
         noise = draws(40, (1, 2, 4, 4))
-        denoise = lambda x, level: MIXTURE(x, level)._replace(variance=torch.full_like(x, place))  # noqa: E731
+
+        def denoise(x, level):
+            return MIXTURE(x, level)._replace(variance=torch.full_like(x, place))
+
         ends.append(SAMPLERS["ddpm"](variance=said)(denoise, noise(), uniform(LINEAR, 30), noise))
     torch.testing.assert_close(ends[0], ends[1])
 
@@ -295,7 +304,10 @@ def test_the_adaptive_solver_takes_no_step_that_is_not_exact_enough():
     schedule = SCHEDULES["ve"]().build()
     start, end = schedule.level(schedule.t_at(20.0)), schedule.level(schedule.t_at(0.5))
     x = torch.full((1, 1, 2, 2), 30.0, dtype=torch.float64)
-    denoise = lambda x, level: Prediction(torch.full_like(x, float(level.nsr < 2)))  # noqa: E731
+
+    def denoise(x, level):
+        return Prediction(torch.full_like(x, float(level.nsr < 2)))
+
     got = SAMPLERS["ode"](rtol=1e-6, atol=1e-6)(denoise, x, Grid([start, end], schedule), None)
     torch.testing.assert_close(got, torch.full_like(x, 1 + (3 - 1) * 0.5 / 2), atol=1e-3, rtol=0)
 
