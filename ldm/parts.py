@@ -11,26 +11,62 @@ from torch import nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_dict
-from ldm.files import check_folder, load_weights, settled
-from ldm.folders import CONFIG, latent_fingerprint, load_autoencoder, load_text, shipped_model
+from ldm.files import check_folder, fill_weights, load_weights, read_tensors, settled
+from ldm.folders import (
+    CONFIG,
+    latent_fingerprint,
+    load_autoencoder,
+    load_model,
+    load_text,
+    save_model,
+    shipped_model,
+)
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipConfig, ClipText
 
+DECODER = "decoder."  # what the names of its weights begin with
+DECODER_ALONE = {"autoencoder.decoder_width", "autoencoder.decoder_blocks"}  # settings that no latent depends on
 AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train_clip.py"
 
 
 def start_autoencoder(run: Run, network: Autoencoder) -> None:
-    """Load the weights of the base model's autoencoder.
+    """Load the weights of the base model's autoencoder; a decoder that is trained alone may be another than its.
 
     Raises:
         ValueError: it is another kind of network.
     """
     base = Path(run.base) / "autoencoder"
     check_folder(base)
-    if _network(load(Run, base / CONFIG), "autoencoder") != _network(run, "autoencoder"):
+    theirs, ours = (_network(of, "autoencoder") for of in (load(Run, base / CONFIG), run))
+    other = {name for name in theirs | ours if theirs.get(name) != ours.get(name)}
+    weights = read_tensors(base / "autoencoder.safetensors")
+    begins = ""
+    if run.decoder_only and other and other <= DECODER_ALONE:
+        own = {key: value for key, value in network.state_dict().items() if key.startswith(DECODER)}
+        weights = {key: value for key, value in weights.items() if not key.startswith(DECODER)} | own
+        begins = ", but for its decoder, which is another and begins anew"
+    elif other:
         raise ValueError(f"base {run.base} has an autoencoder of other settings; use its own, or leave base out")
-    load_weights(network, base / "autoencoder.safetensors")
-    print(f"the autoencoder starts from {run.base}")
+    fill_weights(network, weights, base / "autoencoder.safetensors")
+    print(f"the autoencoder starts from {run.base}{begins}")
+
+
+def join_decoder(run: Run, autoencoder: Path) -> None:
+    """Write the run's model anew with the decoder in the folder ``autoencoder``: its own, or a copy of the base's.
+
+    Nothing is written where neither is a whole model, or its denoiser knows other latents.
+    """
+    folder = Path(run.out) / "model"
+    source = folder if settled(folder) else Path(run.base)
+    if not (source / CONFIG).is_file():
+        return
+    model, (joined, made_by) = load_model(source), load_autoencoder(autoencoder)
+    if latent_fingerprint(model.autoencoder) != latent_fingerprint(joined):
+        print(f"{source} knows other latents, and keeps its decoder")
+        return
+    whole = replace(load(Run, source / CONFIG), autoencoder=made_by.autoencoder)
+    save_model(model.denoiser, joined, load_text(source / "text"), whole, folder)
+    print(f"{folder} is {source} with this decoder")
 
 
 def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> None:

@@ -37,7 +37,7 @@ from ldm.folders import (
     save_prior,
     save_text,
 )
-from ldm.parts import frozen_autoencoder, frozen_stages, start_autoencoder, start_denoiser
+from ldm.parts import frozen_autoencoder, frozen_stages, join_decoder, start_autoencoder, start_denoiser
 from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
@@ -81,6 +81,8 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
         made_from["discriminator"] = f"width {run.adversarial.width}, layers {run.adversarial.layers}"
     task = AutoencoderTask(network, run.reconstruction, run.robustness, *data, config, save, adversary)
     _train(task, config, run, device, made_from, start, adversary)
+    if run.decoder_only and not start.scratch and processes(device).is_main_process:
+        join_decoder(run, folder)
     return folder
 
 

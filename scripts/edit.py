@@ -98,6 +98,7 @@ class Plan(NamedTuple):
     walk: Walk = from_noise
     finish: Callable[[Tensor], Tensor] = lambda drawn: drawn
     hole: Tensor | None = None  # (1, 1, H, W), 1 where the results are not given
+    residual: Callable[[Tensor], float] | None = None  # how far a result is from what was measured
 
 
 def main() -> None:
@@ -126,9 +127,11 @@ def main() -> None:
             walk=plan.walk,
         )
         results = [plan.finish(one) for one, _ in drawn]
-    if args.way == "restore":
+    if plan.residual is not None:
         print(f"PSNR against the whole picture: of the measurement alone {decibels(image, plan.before[-1])} dB")
         print(f"of the restored pictures {', '.join(decibels(image, one) for one in results)} dB")
+        off = ", ".join(f"{plan.residual(one):.3f}" for one in results)
+        print(f"their measurements are off by {off} (root mean square): the least is likely the best")
     if plan.hole is not None:
         inside = plan.hole.expand_as(image) > 0
         cut = [one[inside].view(1, 1, 1, -1) for one in (image, *results)]
@@ -175,7 +178,12 @@ def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan
     y = operator.apply(image)
     steer = {"ddnm": restored, "dps": followed}[args.method](model, operator, y)
     before = [image, operator.pseudo_inverse(y).view_as(image)]
-    return Plan(before, "the picture, what was measured of it", model.sampling.sample.steps, steer)
+
+    def residual(result: Tensor) -> float:
+        return (operator.apply(result) - y).square().mean().sqrt().item()
+
+    steps = model.sampling.sample.steps
+    return Plan(before, "the picture, what was measured of it", steps, steer, residual=residual)
 
 
 def box(text: str, image: Tensor) -> Tensor:

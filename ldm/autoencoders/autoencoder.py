@@ -30,11 +30,14 @@ class AutoencoderConfig:
     norm: str = "group"  # group | channel (each position by itself)
     groups: int = 32  # of each GroupNorm; channel norms have none
     bounded: bool = False  # whether the decoder ends in a tanh, with pictures inside (-1, 1)
+    decoder_width: int = 0  # of the decoder's first level, less for a fast one; 0: as the encoder's
+    decoder_blocks: int = 0  # as blocks, of the decoder; 0: as many as the encoder's
 
     def __post_init__(self) -> None:
-        for name in ("channels", "width", "blocks", "patch", "groups"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        least = dict.fromkeys(("channels", "width", "blocks", "patch", "groups"), 1)
+        for name, number in (least | {"decoder_width": 0, "decoder_blocks": 0}).items():
+            if getattr(self, name) < number:
+                raise ValueError(f"{name} {getattr(self, name)} is not at least {number}")
         if not self.multipliers or min(self.multipliers) < 1:
             raise ValueError(f"multipliers {self.multipliers} must be whole numbers of at least 1, one a level")
         if self.norm not in NORMS:
@@ -46,6 +49,11 @@ class AutoencoderConfig:
     def factor(self) -> int:
         """How many pixels, along one side, become one latent position."""
         return self.patch * 2 ** (len(self.multipliers) - 1)
+
+    def stack(self, width: int, blocks: int) -> Stack:
+        """What an encoder or decoder of that first width and as many blocks a level is built from."""
+        widths = [width * multiplier for multiplier in self.multipliers]
+        return Stack(widths, blocks, self.patch, self.attention, partial(NORMS[self.norm], groups=self.groups))
 
     def build(self, bottleneck: Bottleneck) -> "Autoencoder":
         return Autoencoder(self, bottleneck)
@@ -61,12 +69,9 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.channels, self.factor = config.channels, config.factor
         self.width = config.width * config.multipliers[-1]  # of what is of the latent's size
-        widths = [config.width * multiplier for multiplier in config.multipliers]
-        stack = Stack(
-            widths, config.blocks, config.patch, config.attention, partial(NORMS[config.norm], groups=config.groups)
-        )
-        self.encoder = encoder(3, bottleneck.features, stack)
-        self.decoder = decoder(config.channels, 3, stack)
+        back = config.stack(config.decoder_width or config.width, config.decoder_blocks or config.blocks)
+        self.encoder = encoder(3, bottleneck.features, config.stack(config.width, config.blocks))
+        self.decoder = decoder(config.channels, 3, back)
         if config.bounded:
             self.decoder.append(Bound())
         self.bottleneck = bottleneck

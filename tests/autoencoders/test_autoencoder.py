@@ -45,6 +45,21 @@ def test_one_latent_channel_is_enough_where_there_is_nothing_to_choose_or_share(
     assert code.z.shape == network.encode(image).shape == (2, 1, 4, 6) and decoded.shape == image.shape
 
 
+def test_a_decoder_may_be_smaller_than_its_encoder():
+    whole, fast = build(), build(decoder_width=4, decoder_blocks=1)
+    assert [weight.shape for weight in fast.encoder.parameters()] == [w.shape for w in whole.encoder.parameters()]
+    image = torch.rand(1, 3, 16, 24)
+    assert fast(image)[0].shape == image.shape
+    assert fast.decoder[0].out_channels == 4 and whole.decoder[0].out_channels == 8
+    assert len(build(blocks=2).decoder) == len(build(decoder_blocks=2).decoder) == len(whole.decoder) + 1
+
+
+@pytest.mark.parametrize(("name", "least"), [("decoder_width", 0), ("decoder_blocks", 0), ("blocks", 1)])
+def test_sizes_that_cannot_be_are_refused(name, least):
+    with pytest.raises(ValueError, match=f"{name} {least - 1} is not at least {least}"):
+        AutoencoderConfig(**{name: least - 1})
+
+
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
 def test_measuring_gives_latents_of_zero_mean_and_unit_variance_posterior_draws_included(bottleneck):
     network = build(bottleneck)

@@ -195,6 +195,7 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
     assert status == 0, errors
     assert pixels(tmp_path / "out.png").shape == (68, 66 * panels + 2, 3)
     assert ("PSNR" in printed) == (way[0] != "vary")
+    assert ("measurements are off by" in printed) == (way[0] == "restore")
 
 
 @pytest.mark.parametrize(

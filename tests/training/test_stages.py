@@ -524,6 +524,43 @@ def test_a_decoder_trained_alone_keeps_the_latents_to_the_last_bit_and_so_their_
     train_ldm(load(Run, None, [*settings, "cache.use=always"]), CPU)  # neither cache nor base is refused
 
 
+def test_a_model_with_a_decoder_trained_alone_is_the_base_but_for_it(trained, tiny, tmp_path):
+    out, base = tmp_path / "run", Path(trained.out, "model")
+    small = ["autoencoder.decoder_width=4", "autoencoder.decoder_blocks=1"]
+    settings = [*tiny, *small, f"out={out}", f"base={base}", "decoder_only=true", "sample.steps=7"]
+    train_autoencoder(load(Run, None, settings), CPU)
+    before, after = load_model(base), load_model(out / "model")
+    sizes = [sum(weight.numel() for weight in model.autoencoder.decoder.parameters()) for model in (before, after)]
+    assert sizes[1] < sizes[0] / 2
+    assert after.sampling == before.sampling
+    for ours, theirs in zip(after.denoiser.parameters(), before.denoiser.parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+    latent = before.autoencoder.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
+    assert torch.equal(after.autoencoder.decode(latent), load_autoencoder(out / "autoencoder")[0].decode(latent))
+    shutil.copytree(out / "autoencoder", tmp_path / "begun" / "autoencoder")
+    with pytest.raises(ValueError, match="was trained with autoencoder.decoder_width=4"):
+        train_ldm(load(Run, None, [*tiny, f"base={base}", f"out={tmp_path / 'begun'}"]), CPU)
+
+
+def test_a_model_of_other_latents_keeps_its_decoder(trained, tiny, tmp_path, capsys):
+    train_autoencoder(load(Run, None, [*tiny, f"out={tmp_path / 'other'}", "train_autoencoder.seed=1"]), CPU)
+    shutil.copytree(Path(trained.out, "model"), tmp_path / "run" / "model")
+    before = load_model(tmp_path / "run" / "model").autoencoder.state_dict()
+    settings = [*tiny, f"out={tmp_path / 'run'}", f"base={tmp_path / 'other'}", "decoder_only=true"]
+    train_autoencoder(load(Run, None, settings), CPU)
+    assert "knows other latents, and keeps its decoder" in capsys.readouterr().out
+    after = load_model(tmp_path / "run" / "model").autoencoder.state_dict()
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_an_autoencoder_of_another_decoder_is_a_base_for_a_decoder_alone(trained, tiny, tmp_path):
+    settings = [*tiny, f"out={tmp_path}", f"base={trained.out}/model", "autoencoder.decoder_width=4"]
+    with pytest.raises(ValueError, match="has an autoencoder of other settings"):
+        train_autoencoder(load(Run, None, settings), CPU)
+    with pytest.raises(ValueError, match="has an autoencoder of other settings"):
+        train_autoencoder(load(Run, None, [*settings, "decoder_only=true", "bottleneck=vq"]), CPU)
+
+
 def test_a_decoder_cannot_be_trained_alone_without_the_encoder_that_it_is_for():
     with pytest.raises(ValueError, match="decoder_only needs a base.*base=MODEL"):
         load(Run, None, ["decoder_only=true"])
