@@ -4,7 +4,8 @@
 
 A cell says the share of right pictures by the exact benchmark, on prompts of a seed of their own; and the spread, the
 root mean square difference of two pictures of one prompt, pixels in [-1, 1]: how different they are. A scale of 1 is
-no guidance, but for the classifier, which then counts as it is.
+no guidance, but for the classifier, which then counts as it is: beside the prompt, or in its place, where all that the
+denoiser is told is the empty prompt.
 """
 
 import argparse
@@ -25,7 +26,7 @@ from ldm.training.optim import resolve_precision
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 PAIRS = 30  # prompts whose two pictures are compared
 OTHER = 1_000_000  # seed of the second ones
-CLASSIFIER = "classifier alone"
+BESIDE, INSTEAD = "classifier beside the prompt", "classifier instead of the prompt"
 KINDS = {
     "interval [0.2, 0.9]": ["guidance.interval=[0.2,0.9]"],
     "rescale 0.7": ["guidance.rescale=0.7"],
@@ -56,8 +57,9 @@ def main() -> None:
         guided = [scale for scale in SCALES if scale > 1 or not setting]
         tell(name, {scale: measure.cell([*setting, f"guidance.scale={scale}"]) for scale in guided})
     for name, steered in steers(args, model).items():
-        guided = [scale for scale in SCALES if scale > 1 or name == CLASSIFIER]
-        tell(name, {scale: measure.cell(["guidance.scale=1"], steered(scale)) for scale in guided})
+        guided = [scale for scale in SCALES if scale > 1 or name in (BESIDE, INSTEAD)]
+        prompted = f"guidance.scale={0 if name == INSTEAD else 1}"
+        tell(name, {scale: measure.cell([prompted], steered(scale)) for scale in guided})
 
 
 def head(name: str, columns: list[str]) -> None:
@@ -73,7 +75,7 @@ def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[
     found: dict[str, Callable[[float], Steer]] = {}
     if args.classifier:
         classifier = load_classifier(args.classifier, model)
-        found[CLASSIFIER] = lambda scale: by_classifier(classifier, scale)
+        found |= dict.fromkeys((BESIDE, INSTEAD), lambda scale: by_classifier(classifier, scale))
     if args.worse:
         worse = load_model(args.worse, model.device)
         found["worse model, no empty prompt"] = lambda scale: by_worse_model(model, worse, scale)

@@ -7,13 +7,15 @@ The score is that of the exact benchmark, on prompts of a seed of their own. The
 from those of a thousand steps of the probability-flow ODE from the same noise, root mean square, pixels in [-1, 1];
 samplers that draw noise on their way have none. Each column is a budget of calls, and each row takes the most steps
 that it allows; a guided call is one call. Samplers that take the same steps share a row.
+
+What has been measured is kept beside the figure, FILE.json, and a row that is there is not measured again.
 """
 
 import argparse
-import sys
+import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -24,7 +26,7 @@ from ldm.cli import check_picture, device_of, one_line_errors
 from ldm.diffusion.grids import GRIDS
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
-from ldm.folders import load_model, shipped_model
+from ldm.folders import digest, load_model, shipped_model
 from ldm.pipeline import DTYPES, TextToImage
 from ldm.sampling import Sampling
 from ldm.types import Denoise, Level, Prediction, Schedule
@@ -48,8 +50,8 @@ ROWS = {  # what is drawn with: overrides of the model's own settings
     "euler_maruyama": ["sampler=euler_maruyama"],
     "predictor_corrector": ["sampler=predictor_corrector"],
     "annealed_langevin": ["sampler=annealed_langevin"],
-    "ode, 0.3": ["sampler=ode", "sampler.rtol=0.3", "sampler.atol=0.3"],
     "ode, 0.03": ["sampler=ode", "sampler.rtol=0.03", "sampler.atol=0.03"],
+    "ode, 0.001": ["sampler=ode", "sampler.rtol=0.001", "sampler.atol=0.001"],
 }
 
 
@@ -73,17 +75,44 @@ def main() -> None:
     parser.add_argument("--solution", type=int, default=1_000, metavar="STEPS", help="of the solution; 1000")
     args = parser.parse_args()
     check_picture(args.out, (".png", ".svg"))
-    model = load_model(args.model or shipped_model(), device_of())
-    measure = Measure(model, args.prompts_per_category, args.solution, args.precision)
+    folder = args.model or shipped_model()
     rows = {name: [*SOLVER, f"grid={name}"] for name in sorted(GRIDS.keys() - {"listed"})} if args.grids else ROWS
-    found: dict[str, list[Point]] = {}
-    for name, overrides in rows.items():
-        found[name] = measure.row(overrides)
-        print(f"{name}: {found[name]}", file=sys.stderr, flush=True)  # an hour's work is not lost with the last row
+    kept = Kept(args.out.with_suffix(".json"), digest(folder), args.prompts_per_category, args.solution, args.precision)
+    if missing := rows.keys() - kept.found.keys():
+        model = load_model(folder, device_of())
+        measure = Measure(model, args.prompts_per_category, args.solution, args.precision)
+        for name in rows:
+            if name in missing:
+                kept.add(name, measure.row(rows[name]))
+    found = {name: kept.found[name] for name in rows}
     print(table(found, "right", lambda point: f"{100 * point.score:.0f} %"))
     print(table(found, "distance", lambda point: "" if point.distance is None else f"{point.distance:.3f}"))
     print(table(found, "seconds a picture", lambda point: f"{point.seconds:.3f}"))
     figure(found, args.out)
+
+
+class Kept:
+    """Rows that have been measured, in a file, with what they were measured of."""
+
+    def __init__(self, path: Path, model: str, *how: int | str) -> None:
+        """``model`` is its hash, and ``how`` what else figures depend on.
+
+        Raises:
+            ValueError: the file's rows are of another model or were measured otherwise.
+        """
+        self.path, self.of = path, {"model": model, "how": list(how)}
+        self.found: dict[str, list[Point]] = {}
+        if path.exists():
+            stored = json.loads(path.read_text())
+            if stored["of"] != self.of:
+                raise ValueError(f"{path} is of another model or measurement ({stored['of']}); delete it to begin anew")
+            self.found = {name: [Point(**point) for point in points] for name, points in stored["rows"].items()}
+
+    def add(self, name: str, points: list[Point]) -> None:
+        self.found[name] = points
+        rows = {name: [asdict(point) for point in points] for name, points in self.found.items()}
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.write_text(json.dumps({"of": self.of, "rows": rows}, indent=1) + "\n")
 
 
 class Measure:
@@ -169,7 +198,7 @@ def beyond(point: Point) -> str:
 
 def figure(found: dict[str, list[Point]], out: Path) -> None:
     """Score, and distance from the solution, against calls."""
-    drawn, (scores, distances) = plt.subplots(1, 2, figsize=(13, 5.5))
+    drawn, (scores, distances) = plt.subplots(1, 2, figsize=(13, 6.5), layout="constrained")
     for i, (name, points) in enumerate(found.items()):
         style = {"marker": "o", "markersize": 3, "color": f"C{i % 10}", "linestyle": "-" if i < 10 else "--"}
         scores.plot([p.calls for p in points], [100 * p.score for p in points], label=name, **style)
@@ -183,8 +212,7 @@ def figure(found: dict[str, list[Point]], out: Path) -> None:
         axes.minorticks_off()
         axes.set(xlabel="calls of the denoiser", ylabel=label)
         axes.grid(alpha=0.3)
-    drawn.legend(*scores.get_legend_handles_labels(), loc="outside right upper", fontsize=8)
-    drawn.tight_layout(rect=(0, 0, 0.86, 1))
+    drawn.legend(*scores.get_legend_handles_labels(), loc="outside lower center", ncols=5, fontsize=8)
     out.parent.mkdir(parents=True, exist_ok=True)
     drawn.savefig(out)
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor
-from torch.nn.functional import logsigmoid
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from ldm.denoisers.classifier import Classifier, present
 from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guidance, composed, perpendicular
@@ -26,15 +26,18 @@ def in_turn(steers: Sequence[Steer]) -> Steer:
 
 
 def by_classifier(classifier: Classifier, scale: float) -> Steer:
-    """Towards latents in which ``classifier`` sees those of its words that the prompt says."""
+    """Towards latents in which ``classifier`` sees those of its words that the prompt says, and no others.
+
+    log p(y | x) is that of the whole list y of which words stand in the caption, as it was trained.
+    """
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
-        wanted = present(prompts, classifier.words)  # (B, K)
+        said = present(prompts, classifier.words)  # (B, K)
 
         def log_prob(x: Tensor, level: Level) -> Tensor:
             t = torch.full((len(x),), float(level.t), device=x.device)
             logits = classifier(unit(x, level), t).float()  # (B, K)
-            return (logsigmoid(logits) * wanted.to(x.device)).sum(dim=1)
+            return -binary_cross_entropy_with_logits(logits, said.to(x.device), reduction="none").sum(dim=1)
 
         return classifier_guidance(denoise, log_prob, scale)
 

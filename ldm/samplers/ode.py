@@ -23,6 +23,7 @@ STAGES = (
 )
 ERROR = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 40)  # order 5 less order 4
 FIRST = 0.1  # length of the first step in log(nsr)
+LONGEST = 2.0  # of any: where x0 is not seen yet slopes are alike, and tell nothing of what a long step would pass over
 NEAR = 0.01  # nsr; however lax the tolerance, the ODE is followed to here, from where it is one step to no noise
 
 
@@ -88,7 +89,7 @@ def ode(denoise: Denoise, x: Tensor, grid: Grid, *, rtol: float = 1e-4, atol: fl
             )
         if error <= 1:
             z, at, first = ahead, at + step, slopes[-1]
-        step = step * min(5.0, max(0.2, 0.9 * error**-0.2 if error > 0 else inf))
+        step = max(-LONGEST, step * min(5.0, max(0.2, 0.9 * error**-0.2 if error > 0 else inf)))
     x = end.norm * z
     return move(x, denoise(x, end).x0, end, grid[-1]) if clean else x
 

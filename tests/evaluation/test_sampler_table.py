@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from benchmarks.samplers import BUDGETS, ROWS, Point, budget_of, most_steps, table
+from benchmarks.samplers import BUDGETS, ROWS, Kept, Point, budget_of, most_steps, table
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS
@@ -57,3 +57,14 @@ def test_a_point_stands_in_the_first_column_that_allows_its_calls():
     assert [budget_of(point) for point in points] == [20, max(BUDGETS)]
     row = table({"heun": points}, "right", lambda point: f"{point.score:.0%}").splitlines()[2]
     assert [cell.strip() for cell in row.split("|")[1:-1]] == ["heun", *[""] * 5, "50%", "", "75% (140 calls)"]
+
+
+def test_rows_that_are_there_are_kept_and_those_of_another_model_refused(tmp_path):
+    path, point = tmp_path / "samplers.json", Point(calls=8, score=0.5, distance=None, seconds=0.1)
+    Kept(path, "a model", 5, "fp32").add("ddim", [point])
+    kept = Kept(path, "a model", 5, "fp32")
+    kept.add("heun", [])
+    assert Kept(path, "a model", 5, "fp32").found == {"ddim": [point], "heun": []}
+    for other in (("another", 5, "fp32"), ("a model", 6, "fp32")):
+        with pytest.raises(ValueError, match="another model or measurement.*delete it"):
+            Kept(path, *other)

@@ -280,6 +280,16 @@ def test_the_adaptive_solver_is_as_exact_as_it_is_asked_to_be(tolerance):
     assert 0 < (sampled - exact).square().mean().sqrt() < 10 * tolerance
 
 
+@pytest.mark.parametrize("schedule", ["vp", "ve", "flow", "cosine"])
+@pytest.mark.parametrize("tolerance", [0.02, 0.3])
+def test_the_adaptive_solver_steps_over_no_picture_however_lax_it_is(tolerance, schedule):
+    """Where noise hides all, nothing changes and steps grow: none may be so long that it ends beyond what matters."""
+    noise = ImageNoise([0], (2, 80, 80))
+    grid = uniform(SCHEDULES[schedule]().build(), STEPS)
+    x = SAMPLERS["ode"](rtol=tolerance, atol=tolerance)(MIXTURE, noise() * grid[0].sigma, grid, noise)
+    assert distance(x) < 0.04
+
+
 @pytest.mark.parametrize("kind", ["flow", "linear", "ve", "edm"])
 def test_the_adaptive_solver_becomes_exact_however_few_levels_its_grid_has(kind):
     """A point of a normal keeps its place in it. ``ve`` and ``edm`` end with noise, which one step takes out."""
