@@ -10,12 +10,14 @@ denoiser is told is the empty prompt.
 
 import argparse
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ldm.cli import device_of, one_line_errors
+from ldm.diffusion.guidance import GuidanceConfig
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
 from ldm.folders import load_classifier, load_model, shipped_model
@@ -93,7 +95,7 @@ class Measure:
     def cell(self, overrides: list[str], steer: Steer | None = None) -> str:
         """The share of right pictures, and the difference of two of one prompt."""
         how: dict[str, Any] = {
-            "sampling": self.model.sampling.but(*overrides),
+            "sampling": replace(self.model.sampling, guidance=GuidanceConfig()).but(*overrides),
             "precision": self.precision,
             "steer": steer,
         }

@@ -1,14 +1,15 @@
 """How good a model's pictures are by sampler, or by grid, and by calls of its denoiser: Markdown tables and a figure.
 
-    python benchmarks/samplers.py --out docs/samplers.png
-    python benchmarks/samplers.py --grids --out docs/grids.png
+    python benchmarks/samplers.py --prompts-per-category 5 --out docs/samplers.png
+    python benchmarks/samplers.py --prompts-per-category 3 --grids --out docs/grids.png
 
 The score is that of the exact benchmark, on prompts of a seed of their own. The distance is that of the first pictures
 from those of a thousand steps of the probability-flow ODE from the same noise, root mean square, pixels in [-1, 1];
 samplers that draw noise on their way have none. Each column is a budget of calls, and each row takes the most steps
 that it allows; a guided call is one call. Samplers that take the same steps share a row.
 
-What has been measured is kept beside the figure, FILE.json, and a row that is there is not measured again.
+What has been measured is kept beside the figure (docs/samplers.json), and a row that is there with the same settings
+is not measured again; after a change of a sampler's code its row has to be deleted.
 """
 
 import argparse
@@ -17,6 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
 import torch
@@ -77,13 +79,13 @@ def main() -> None:
     check_picture(args.out, (".png", ".svg"))
     folder = args.model or shipped_model()
     rows = {name: [*SOLVER, f"grid={name}"] for name in sorted(GRIDS.keys() - {"listed"})} if args.grids else ROWS
-    kept = Kept(args.out.with_suffix(".json"), digest(folder), args.prompts_per_category, args.solution, args.precision)
-    if missing := rows.keys() - kept.found.keys():
+    how = {"prompts_per_category": args.prompts_per_category, "solution": args.solution, "precision": args.precision}
+    kept = Kept(args.out.with_suffix(".json"), {"model": digest(folder), **how})
+    if missing := [name for name, overrides in rows.items() if kept.settings.get(name) != overrides]:
         model = load_model(folder, device_of())
         measure = Measure(model, args.prompts_per_category, args.solution, args.precision)
-        for name in rows:
-            if name in missing:
-                kept.add(name, measure.row(rows[name]))
+        for name in missing:
+            kept.add(name, rows[name], measure.row(rows[name]))
     found = {name: kept.found[name] for name in rows}
     print(table(found, "right", lambda point: f"{100 * point.score:.0f} %"))
     print(table(found, "distance", lambda point: "" if point.distance is None else f"{point.distance:.3f}"))
@@ -94,25 +96,37 @@ def main() -> None:
 class Kept:
     """Rows that have been measured, in a file, with what they were measured of."""
 
-    def __init__(self, path: Path, model: str, *how: int | str) -> None:
-        """``model`` is its hash, and ``how`` what else figures depend on.
+    def __init__(self, path: Path, of: dict[str, Any]) -> None:
+        """``of`` is all that figures depend on besides a row's own settings.
 
         Raises:
-            ValueError: the file's rows are of another model or were measured otherwise.
+            ValueError: the file is not one of these, or its rows were measured of something else.
         """
-        self.path, self.of = path, {"model": model, "how": list(how)}
+        self.path, self.of = path, of
+        self.settings: dict[str, list[str]] = {}
         self.found: dict[str, list[Point]] = {}
-        if path.exists():
+        if not path.exists():
+            return
+        try:
             stored = json.loads(path.read_text())
-            if stored["of"] != self.of:
-                raise ValueError(f"{path} is of another model or measurement ({stored['of']}); delete it to begin anew")
-            self.found = {name: [Point(**point) for point in points] for name, points in stored["rows"].items()}
+            then, rows = stored["of"], stored["rows"]
+            self.settings = {name: row["settings"] for name, row in rows.items()}
+            self.found = {name: [Point(**point) for point in row["points"]] for name, row in rows.items()}
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f"{path} holds no rows of this benchmark; move it, or give another --out") from error
+        if other := [f"{name} {then.get(name)}, now {now}" for name, now in of.items() if then.get(name) != now]:
+            raise ValueError(f"{path} was measured with another {', another '.join(other)}; give another --out")
 
-    def add(self, name: str, points: list[Point]) -> None:
-        self.found[name] = points
-        rows = {name: [asdict(point) for point in points] for name, points in self.found.items()}
+    def add(self, name: str, settings: list[str], points: list[Point]) -> None:
+        self.settings[name], self.found[name] = settings, points
+        rows = {
+            row: {"settings": self.settings[row], "points": [asdict(point) for point in self.found[row]]}
+            for row in self.found
+        }
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.write_text(json.dumps({"of": self.of, "rows": rows}, indent=1) + "\n")
+        written = self.path.with_suffix(".partial")
+        written.write_text(json.dumps({"of": self.of, "rows": rows}, indent=1) + "\n")
+        written.replace(self.path)
 
 
 class Measure:

@@ -59,12 +59,12 @@ def main() -> None:
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="laid over the configuration of every row")
     parser.add_argument("--config", type=Path, required=True, metavar="FILE")
     parser.add_argument("--base", type=Path, required=True, metavar="RUN", help="whose latents and text are used")
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME", help="all if left out")
+    parser.add_argument("--row", action="append", choices=ROWS, help="all if left out; may be given again")
     parser.add_argument("--out", type=Path, default=Path("runs/choices"), metavar="FOLDER")
     parser.add_argument("--prompts-per-category", type=int, default=50, metavar="N", help="before those are left out")
     args = parser.parse_args()
     print("| target, schedule | right | loss: its own caption / another's |\n| --- | --- | --- |")
-    for name in args.rows:
+    for name in args.row or ROWS:
         told = [*args.overrides, *ROWS[name]]
         folder = args.out / sha256(" ".join([str(args.config), *told]).encode()).hexdigest()[:8]
         run = load(Run, args.config, [*told, f"out={folder}"])

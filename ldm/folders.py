@@ -33,6 +33,7 @@ from ldm.types import Schedule
 SHIPPED = "shapes64"
 CONFIG = "config.yaml"
 MADE_FROM = "made_from.json"
+DECODER = "decoder."  # what the names of an autoencoder's weights begin with that no latent depends on
 
 
 def shipped_model() -> Path:
@@ -138,7 +139,7 @@ def _hash(state: dict[str, Tensor]) -> str:
 
 def latent_fingerprint(autoencoder: Autoencoder) -> str:
     """A short hash of all that its latents and codes depend on: all but the decoder, which may be trained further."""
-    return _hash({key: value for key, value in autoencoder.state_dict().items() if not key.startswith("decoder.")})
+    return _hash({key: value for key, value in autoencoder.state_dict().items() if not key.startswith(DECODER)})
 
 
 def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> tuple[Autoencoder, Run]:

@@ -11,9 +11,10 @@ from torch import nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_dict
-from ldm.files import check_folder, fill_weights, load_weights, read_tensors, settled
+from ldm.files import check_folder, check_ours, fill_weights, load_weights, read_tensors, settled
 from ldm.folders import (
     CONFIG,
+    DECODER,
     latent_fingerprint,
     load_autoencoder,
     load_model,
@@ -23,9 +24,8 @@ from ldm.folders import (
 )
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipConfig, ClipText
+from ldm.training.start import DECODER_ALONE
 
-DECODER = "decoder."  # what the names of its weights begin with
-DECODER_ALONE = {"autoencoder.decoder_width", "autoencoder.decoder_blocks"}  # settings that no latent depends on
 AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train_clip.py"
 
 
@@ -51,22 +51,30 @@ def start_autoencoder(run: Run, network: Autoencoder) -> None:
     print(f"the autoencoder starts from {run.base}{begins}")
 
 
-def join_decoder(run: Run, autoencoder: Path) -> None:
-    """Write the run's model anew with the decoder in the folder ``autoencoder``: its own, or a copy of the base's.
+def check_joined(run: Run) -> None:
+    """Raise ValueError where `join_decoder` would replace another model than its own of an earlier time."""
+    folder, base = Path(run.out) / "model", Path(run.base)
+    check_ours(folder)
+    if not _is_model(folder) or not _is_model(base):
+        return
+    ours, theirs = ((model / "denoiser.safetensors").read_bytes() for model in (folder, base))
+    if folder.resolve() == base.resolve() or ours != theirs:
+        raise ValueError(f"{folder} is there, and {base} with a new decoder would take its place; give another out=")
 
-    Nothing is written where neither is a whole model, or its denoiser knows other latents.
-    """
-    folder = Path(run.out) / "model"
-    source = folder if settled(folder) else Path(run.base)
-    if not (source / CONFIG).is_file():
+
+def join_decoder(run: Run, autoencoder: Path) -> None:
+    """Write the run's model: the base with the decoder in the folder ``autoencoder``, if the base is a whole model."""
+    base, folder = Path(run.base), Path(run.out) / "model"
+    if not _is_model(base):
+        print(f"{base} is no whole model: there is none with this decoder")
         return
-    model, (joined, made_by) = load_model(source), load_autoencoder(autoencoder)
+    model, (joined, made_by) = load_model(base), load_autoencoder(autoencoder)
     if latent_fingerprint(model.autoencoder) != latent_fingerprint(joined):
-        print(f"{source} knows other latents, and keeps its decoder")
+        print(f"{base} knows other latents: there is no model with this decoder")
         return
-    whole = replace(load(Run, source / CONFIG), autoencoder=made_by.autoencoder)
-    save_model(model.denoiser, joined, load_text(source / "text"), whole, folder)
-    print(f"{folder} is {source} with this decoder")
+    whole = replace(load(Run, base / CONFIG), autoencoder=made_by.autoencoder)
+    save_model(model.denoiser, joined, load_text(base / "text"), whole, folder)
+    print(f"{folder} is {base} with this decoder")
 
 
 def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> None:
@@ -121,7 +129,8 @@ def _stage(run: Run, name: str, script: str) -> Path:
         return folder
     base = Path(run.base) if run.base else shipped_model()
     whose = f"{base}'s" if run.base else "the shipped model's"
-    if _network(run, name) != _network(load(Run, base / CONFIG), name):
+    ours, theirs = (_network(of, name) for of in (run, load(Run, base / CONFIG)))
+    if {key for key in ours | theirs if ours.get(key) != theirs.get(key)} - _unsaid(run):
         raise ValueError(
             f"{folder} is not there, and this run's {name} is not {whose}, which else could stand in: "
             f"train it with {script}"
@@ -136,7 +145,7 @@ def _check_own(run: Run, name: str, folder: Path, found: dict[str, Any], script:
     One of the base or of the shipped model was compared when it was chosen.
     """
     asked = _network(run, name)
-    other = {key: value for key, value in found.items() if asked.get(key) != value}
+    other = {key: value for key, value in found.items() if asked.get(key) != value and key not in _unsaid(run)}
     if folder.parent == Path(run.out) and other:
         first, *_ = other
         instead = f"{first}={_plain(asked[first])}" if first in asked else "another network"
@@ -159,9 +168,20 @@ def _network(run: Run, stage: str) -> dict[str, Any]:
     if stage == "text":
         return _text_network(run.text)
     _, bottleneck = run.bottleneck.network  # a penalty's weight does not change what comes out
-    parts = {"autoencoder": asdict(run.autoencoder), "bottleneck": {"name": to_dict(run)["bottleneck"]["name"]}}
+    own = run.autoencoder
+    decoder = {"decoder_width": own.decoder_width or own.width, "decoder_blocks": own.decoder_blocks or own.blocks}
+    parts = {"autoencoder": asdict(own) | decoder, "bottleneck": {"name": to_dict(run)["bottleneck"]["name"]}}
     parts["bottleneck"] |= bottleneck
     return {f"{part}.{name}": value for part, settings in parts.items() for name, value in settings.items()}
+
+
+def _unsaid(run: Run) -> set[str]:
+    """Settings of a decoder that the run leaves as they are found: no latent depends on them."""
+    return {key for key in DECODER_ALONE if not getattr(run.autoencoder, key.removeprefix("autoencoder."))}
+
+
+def _is_model(folder: Path) -> bool:
+    return settled(folder) and (folder / CONFIG).is_file()
 
 
 def _text_network(described: ClipConfig | Architecture) -> dict[str, Any]:

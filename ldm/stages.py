@@ -37,7 +37,14 @@ from ldm.folders import (
     save_prior,
     save_text,
 )
-from ldm.parts import frozen_autoencoder, frozen_stages, join_decoder, start_autoencoder, start_denoiser
+from ldm.parts import (
+    check_joined,
+    frozen_autoencoder,
+    frozen_stages,
+    join_decoder,
+    start_autoencoder,
+    start_denoiser,
+)
 from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
@@ -63,6 +70,8 @@ VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is ta
 def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the first stage; returns its folder."""
     run.check_autoencoder()
+    if run.decoder_only:
+        check_joined(run)
     config, folder = run.train_autoencoder, _own(run, "autoencoder")
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))

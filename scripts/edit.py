@@ -130,8 +130,8 @@ def main() -> None:
     if plan.residual is not None:
         print(f"PSNR against the whole picture: of the measurement alone {decibels(image, plan.before[-1])} dB")
         print(f"of the restored pictures {', '.join(decibels(image, one) for one in results)} dB")
-        off = ", ".join(f"{plan.residual(one):.3f}" for one in results)
-        print(f"their measurements are off by {off} (root mean square): the least is likely the best")
+        off = ", ".join(f"{plan.residual(one):.2g}" for one in results)
+        print(f"their own measurements differ from the given one by {off} (root mean square)")
     if plan.hole is not None:
         inside = plan.hole.expand_as(image) > 0
         cut = [one[inside].view(1, 1, 1, -1) for one in (image, *results)]

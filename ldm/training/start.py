@@ -15,20 +15,24 @@ FREE = {
     *("log_every", "validate_every", "validate_samples", "sample_every", "save_every", "score_every", "score_prompts"),
 }
 DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}  # sections that no training step reads
-UNREAD = {  # sections that a stage's training does not read either
+DECODER_ALONE = {"autoencoder.decoder_width", "autoencoder.decoder_blocks"}  # what no latent depends on
+UNREAD = {  # sections and settings that a stage's training does not read either
     "autoencoder": {"text", "denoiser", "schedule", "process", "weight", "times", "classifier", "prior"},
     "clip": {
         *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "adversarial", "robustness"),
         *("denoiser", "classifier", "prior", "schedule", "process", "weight", "times"),
     },
-    "denoiser": {"decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "prior"},
+    "denoiser": {
+        *("decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "prior"),
+        *DECODER_ALONE,
+    },
     "classifier": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "prior"),
-        *("process", "weight", "times"),
+        *("process", "weight", "times", *DECODER_ALONE),
     },
     "prior": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "classifier"),
-        *("schedule", "process", "weight", "times"),
+        *("schedule", "process", "weight", "times", *DECODER_ALONE),
     },
 }
 
@@ -91,7 +95,7 @@ def check(
 
 def _is_free(key: str, unread: Set[str]) -> bool:
     section, _, name = key.partition(".")
-    return section in unread | DRAWING or (section.startswith("train_") and name in FREE)
+    return bool({section, key} & unread) or section in DRAWING or (section.startswith("train_") and name in FREE)
 
 
 def _flat(text: str) -> dict[str, Any]:

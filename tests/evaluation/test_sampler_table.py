@@ -1,5 +1,8 @@
 """benchmarks/samplers.py: every sampler is in the table, at as many steps as a budget of calls allows."""
 
+import json
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -61,10 +64,25 @@ def test_a_point_stands_in_the_first_column_that_allows_its_calls():
 
 def test_rows_that_are_there_are_kept_and_those_of_another_model_refused(tmp_path):
     path, point = tmp_path / "samplers.json", Point(calls=8, score=0.5, distance=None, seconds=0.1)
-    Kept(path, "a model", 5, "fp32").add("ddim", [point])
-    kept = Kept(path, "a model", 5, "fp32")
-    kept.add("heun", [])
-    assert Kept(path, "a model", 5, "fp32").found == {"ddim": [point], "heun": []}
-    for other in (("another", 5, "fp32"), ("a model", 6, "fp32")):
-        with pytest.raises(ValueError, match="another model or measurement.*delete it"):
-            Kept(path, *other)
+    of = {"model": "a hash", "prompts_per_category": 5}
+    Kept(path, of).add("ddim", ["sampler=ddim"], [point])
+    Kept(path, of).add("heun", ["sampler=heun"], [])
+    kept = Kept(path, of)
+    assert kept.found == {"ddim": [point], "heun": []} and kept.settings["ddim"] == ["sampler=ddim"]
+    assert list(tmp_path.iterdir()) == [path]
+    with pytest.raises(ValueError, match="another prompts_per_category 5, now 6; give another --out"):
+        Kept(path, {**of, "prompts_per_category": 6})
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"of": {}, "rows": {"ddim": {"points": [{"calls": 1}]}}}'])
+def test_a_file_that_holds_no_rows_is_left_as_it_is(tmp_path, text):
+    path = tmp_path / "samplers.json"
+    path.write_text(text)
+    with pytest.raises(ValueError, match="holds no rows of this benchmark"):
+        Kept(path, {})
+    assert path.read_text() == text
+
+
+def test_the_table_in_the_docs_is_of_the_rows_that_there_are():
+    stored = json.loads((Path(__file__).parents[2] / "docs" / "samplers.json").read_text())
+    assert {name: row["settings"] for name, row in stored["rows"].items()} == ROWS

@@ -281,12 +281,11 @@ def test_the_adaptive_solver_is_as_exact_as_it_is_asked_to_be(tolerance):
 
 
 @pytest.mark.parametrize("schedule", ["vp", "ve", "flow", "cosine"])
-@pytest.mark.parametrize("tolerance", [0.02, 0.3])
-def test_the_adaptive_solver_steps_over_no_picture_however_lax_it_is(tolerance, schedule):
+def test_the_adaptive_solver_steps_over_no_picture_however_lax_it_is(schedule):
     """Where noise hides all, nothing changes and steps grow: none may be so long that it ends beyond what matters."""
     noise = ImageNoise([0], (2, 80, 80))
     grid = uniform(SCHEDULES[schedule]().build(), STEPS)
-    x = SAMPLERS["ode"](rtol=tolerance, atol=tolerance)(MIXTURE, noise() * grid[0].sigma, grid, noise)
+    x = SAMPLERS["ode"](rtol=0.3, atol=0.3)(MIXTURE, noise() * grid[0].sigma, grid, noise)
     assert distance(x) < 0.04
 
 

@@ -19,7 +19,7 @@ from ldm.data.loader import first_batches
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.prompts import CATEGORIES, prompt_set
 from ldm.files import BrokenFile, read_tensors
-from ldm.folders import load_autoencoder, load_classifier, load_model, load_text, save_autoencoder
+from ldm.folders import digest, load_autoencoder, load_classifier, load_model, load_text, save_autoencoder
 from ldm.parts import frozen_stages
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
@@ -479,6 +479,14 @@ def test_a_folder_of_somebody_else_is_refused_before_anything_is_trained(tiny, t
     assert [path.name for path in tmp_path.iterdir()] == [folder]
 
 
+def test_a_model_of_somebody_else_is_refused_before_a_decoder_is_trained(trained, tiny, tmp_path):
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "notes.txt").write_text("not to be lost")
+    with pytest.raises(ValueError, match="model holds files that this program did not write"):
+        train_autoencoder(load(Run, None, [*tiny, f"out={tmp_path}", f"base={trained.out}", "decoder_only=true"]), CPU)
+    assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
 def test_a_base_model_of_another_shape_is_refused(trained, tmp_path, tiny):
     """Fault 9."""
     run = load(Run, None, [*tiny, f"base={trained.out}/model", f"out={tmp_path}", "denoiser.depth=2"])
@@ -527,33 +535,68 @@ def test_a_decoder_trained_alone_keeps_the_latents_to_the_last_bit_and_so_their_
 def test_a_model_with_a_decoder_trained_alone_is_the_base_but_for_it(trained, tiny, tmp_path):
     out, base = tmp_path / "run", Path(trained.out, "model")
     small = ["autoencoder.decoder_width=4", "autoencoder.decoder_blocks=1"]
-    settings = [*tiny, *small, f"out={out}", f"base={base}", "decoder_only=true", "sample.steps=7"]
-    train_autoencoder(load(Run, None, settings), CPU)
+    settings = [*tiny, f"out={out}", f"base={base}", "sample.steps=7"]
+    train_autoencoder(load(Run, None, [*settings, *small, "decoder_only=true"]), CPU)
     before, after = load_model(base), load_model(out / "model")
     sizes = [sum(weight.numel() for weight in model.autoencoder.decoder.parameters()) for model in (before, after)]
     assert sizes[1] < sizes[0] / 2
     assert after.sampling == before.sampling
-    for ours, theirs in zip(after.denoiser.parameters(), before.denoiser.parameters(), strict=True):
-        assert torch.equal(ours, theirs)
+    for part in ("denoiser", "text"):
+        ours, theirs = (list(getattr(model, part).parameters()) for model in (after, before))
+        assert all(torch.equal(a, b) for a, b in zip(ours, theirs, strict=True))
     latent = before.autoencoder.encode(torch.rand(1, 3, 64, 64) * 2 - 1)
     assert torch.equal(after.autoencoder.decode(latent), load_autoencoder(out / "autoencoder")[0].decode(latent))
-    shutil.copytree(out / "autoencoder", tmp_path / "begun" / "autoencoder")
-    with pytest.raises(ValueError, match="was trained with autoencoder.decoder_width=4"):
-        train_ldm(load(Run, None, [*tiny, f"base={base}", f"out={tmp_path / 'begun'}"]), CPU)
+    train_autoencoder(load(Run, None, [*settings, *small, "decoder_only=true", "train_autoencoder.steps=6"]), CPU)
+    again = load_model(out / "model").autoencoder.decode(latent)
+    assert torch.equal(again, load_autoencoder(out / "autoencoder")[0].decode(latent))
+    assert not torch.equal(again, after.autoencoder.decode(latent))
+    train_ldm(load(Run, None, [*settings, f"out={tmp_path / 'further'}", f"base={out / 'model'}"]), CPU)  # not refused
+    assert load_model(tmp_path / "further" / "model").autoencoder.decoder[0].out_channels == 4
 
 
-def test_a_model_of_other_latents_keeps_its_decoder(trained, tiny, tmp_path, capsys):
-    train_autoencoder(load(Run, None, [*tiny, f"out={tmp_path / 'other'}", "train_autoencoder.seed=1"]), CPU)
-    shutil.copytree(Path(trained.out, "model"), tmp_path / "run" / "model")
-    before = load_model(tmp_path / "run" / "model").autoencoder.state_dict()
-    settings = [*tiny, f"out={tmp_path / 'run'}", f"base={tmp_path / 'other'}", "decoder_only=true"]
+def test_a_denoiser_goes_on_after_its_decoder_became_another(trained, tiny, tmp_path):
+    out, settings = tmp_path / "run", [*tiny, f"base={trained.out}/model"]
+    shutil.copytree(Path(trained.out, "autoencoder"), out / "autoencoder")
+    train_ldm(load(Run, None, [*settings, f"out={out}", "train_ldm.steps=1"]), CPU)
+    small = [*settings, f"out={tmp_path / 'small'}", "decoder_only=true", "autoencoder.decoder_width=4"]
+    shutil.rmtree(out / "autoencoder")
+    shutil.copytree(train_autoencoder(load(Run, None, small), CPU), out / "autoencoder")
+    train_ldm(load(Run, None, [*settings, f"out={out}"]), CPU)
+    with pytest.raises(ValueError, match="was trained with autoencoder.decoder_width=4, .* asks for .*decoder_width=6"):
+        train_ldm(load(Run, None, [*settings, f"out={out}", "autoencoder.decoder_width=6"]), CPU)
+
+
+def test_a_decoder_of_the_size_that_it_has_keeps_its_weights(trained, tiny, tmp_path, capsys):
+    width = load(Run, None, tiny).autoencoder.width
+    settings = [*tiny, f"out={tmp_path}", f"base={trained.out}/model", f"autoencoder.decoder_width={width}"]
+    train_autoencoder(load(Run, None, [*settings, "decoder_only=true"]), CPU)
+    assert "begins anew" not in capsys.readouterr().out
+    train_autoencoder(load(Run, None, [*settings, f"out={tmp_path / 'whole'}"]), CPU)
+
+
+@pytest.mark.parametrize("name", ["base", "other"])
+def test_a_model_is_not_replaced_by_another_with_a_new_decoder(trained, tiny, tmp_path, name):
+    """Neither the base itself, whose decoder would be lost, nor what was trained further."""
+    model = tmp_path / "model"
+    shutil.copytree(Path(trained.out, "model"), model)
+    settings = [*tiny, f"out={tmp_path}"]
+    base = (
+        model if name == "base" else train_ldm(load(Run, None, [*tiny, f"out={tmp_path / 'b'}", f"base={model}"]), CPU)
+    )
+    before = digest(model)
+    with pytest.raises(ValueError, match=f"{model} is there, and {base} with a new decoder would take its place"):
+        train_autoencoder(load(Run, None, [*settings, f"base={base}", "decoder_only=true"]), CPU)
+    assert digest(model) == before and not (tmp_path / "autoencoder").exists()
+
+
+def test_a_base_without_a_denoiser_gives_a_decoder_and_no_model(trained, tiny, tmp_path, capsys):
+    settings = [*tiny, f"out={tmp_path}", f"base={trained.out}", "decoder_only=true"]
     train_autoencoder(load(Run, None, settings), CPU)
-    assert "knows other latents, and keeps its decoder" in capsys.readouterr().out
-    after = load_model(tmp_path / "run" / "model").autoencoder.state_dict()
-    assert all(torch.equal(after[name], before[name]) for name in before)
+    assert f"{trained.out} is no whole model" in capsys.readouterr().out
+    assert (tmp_path / "autoencoder").is_dir() and not (tmp_path / "model").exists()
 
 
-def test_an_autoencoder_of_another_decoder_is_a_base_for_a_decoder_alone(trained, tiny, tmp_path):
+def test_another_decoder_is_refused_unless_it_alone_is_trained_and_differs(trained, tiny, tmp_path):
     settings = [*tiny, f"out={tmp_path}", f"base={trained.out}/model", "autoencoder.decoder_width=4"]
     with pytest.raises(ValueError, match="has an autoencoder of other settings"):
         train_autoencoder(load(Run, None, settings), CPU)
