@@ -33,7 +33,7 @@ class ODEConfig:
 
     one_by_one: ClassVar = True  # steps suit a batch's worst image, and no image may change with its batch
 
-    # error of a step that is allowed, relative to the size of x at unit variance; above 0.01 or so LONGEST settles steps
+    # error of a step that is allowed, relative to the size of x at unit variance; above 0.01 LONGEST settles steps
     rtol: float = 1e-4
     atol: float = 1e-4  # and on top of that
 
