@@ -9,7 +9,7 @@ import torch
 from conftest import TINY
 from faulty import LineTask, trainer
 
-from ldm.config import load, to_yaml
+from ldm.config import load, to_dict, to_yaml
 from ldm.files import read_tensors
 from ldm.run import Run
 from ldm.stages import train_autoencoder, train_classifier, train_clip, train_ldm, train_prior
@@ -132,6 +132,8 @@ def test_how_long_and_how_often_to_look_may_change_without_a_word(name):
         ("train_clip.lr=1", {}),  # another stage's
         ("reconstruction.l2=9", {}),
         ("adversarial.weight=9", {}),
+        ("autoencoder.decoder_width=8", {}),
+        ("autoencoder.width=8", {"autoencoder.width": (64, 8)}),
         ("train_ldm.precision=fp32", {"train_ldm.precision": ("auto", "fp32")}),
         ("process.text_dropout=0.5", {"process.text_dropout": (0.1, 0.5)}),
         ("denoiser=dit", {"denoiser.name": ("unet", "dit")}),
@@ -143,9 +145,11 @@ def test_a_stage_asks_after_what_its_steps_read(override, shown):
     assert {key: found[key] for key in shown} == shown and bool(found) == bool(shown)
 
 
-def test_what_counts_as_unread_are_sections_of_a_run():
-    known = {*vars(Run())}
-    assert known >= DRAWING and all(unread <= known for unread in UNREAD.values())
+def test_what_counts_as_unread_are_sections_and_settings_of_a_run():
+    sections = to_dict(Run())
+    parts = {name: part for name, part in sections.items() if isinstance(part, dict)}
+    known = sections.keys() | {f"{name}.{key}" for name, part in parts.items() for key in part}
+    assert sections.keys() >= DRAWING and all(unread <= known for unread in UNREAD.values())
     assert {*FREE} <= {*vars(TrainConfig())} and UNREAD.keys() == STAGES.keys()
 
 
