@@ -109,10 +109,10 @@ class Kept:
             return
         try:
             stored = json.loads(path.read_text())
-            then, rows = stored["of"], stored["rows"]
+            then, rows = dict(stored["of"]), stored["rows"]
             self.settings = {name: row["settings"] for name, row in rows.items()}
             self.found = {name: [Point(**point) for point in row["points"]] for name, row in rows.items()}
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise ValueError(f"{path} holds no rows of this benchmark; move it, or give another --out") from error
         if other := [f"{name} {then.get(name)}, now {now}" for name, now in of.items() if then.get(name) != now]:
             raise ValueError(f"{path} was measured with another {', another '.join(other)}; give another --out")

@@ -74,7 +74,9 @@ def test_rows_that_are_there_are_kept_and_those_of_another_model_refused(tmp_pat
         Kept(path, {**of, "prompts_per_category": 6})
 
 
-@pytest.mark.parametrize("text", ["", "{", "[]", "{}", '{"of": {}, "rows": {"ddim": {"points": [{"calls": 1}]}}}'])
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", "{}", '{"of": {}, "rows": []}', '{"of": {}, "rows": {"ddim": {"points": [{"calls": 1}]}}}']
+)
 def test_a_file_that_holds_no_rows_is_left_as_it_is(tmp_path, text):
     path = tmp_path / "samplers.json"
     path.write_text(text)
