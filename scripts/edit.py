@@ -1,15 +1,18 @@
-"""Draw from a picture: vary it, fill a hole in it, or restore it from a measurement of it.
+"""Draw from a picture: vary it, say it in other words, fill a hole in it, or restore it from a measurement of it.
 
 python scripts/edit.py vary    --image star.png --prompt "a blue star" --strength 0.6
+python scripts/edit.py reword  --image star.png --caption "a red star" --prompt "a blue star"
 python scripts/edit.py fill    --image star.png --box 0,32,64,64 --prompt "a red star and a ring"
 python scripts/edit.py restore --image star.png --prompt "a red star" --operator downscale --amount 4
 """
 
 import argparse
 from collections.abc import Callable
+from math import inf
 from pathlib import Path
 from typing import NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -34,6 +37,7 @@ from ldm.editing import (
     filled,
     followed,
     restored,
+    reworded,
     varied,
 )
 from ldm.editing.image_to_image import first_level
@@ -56,7 +60,7 @@ def parse() -> argparse.Namespace:
     common.add_argument("--image", type=Path, required=True, help="the picture; its sides fit the model")
     common.add_argument("--prompt", required=True, help="what the result shows")
     common.add_argument("--negative-prompt", default="", help="what to steer away from")
-    common.add_argument("--n_samples", "--n-samples", type=int, default=4, help="results, 4 if left out")
+    common.add_argument("--n_samples", "--n-samples", type=int, help="results, 4 if left out; reword has one")
     common.add_argument("--seed", type=int, default=0, help="of the first; each further one counts up by 1")
     common.add_argument("--ckpt", type=Path, metavar="FOLDER", help="a model folder; the shipped model if left out")
     common.add_argument(
@@ -69,6 +73,9 @@ def parse() -> argparse.Namespace:
     ways = parser.add_subparsers(dest="way", required=True)
     varying = ways.add_parser("vary", parents=[common], help="pictures like this one (SDEdit)")
     varying.add_argument("--strength", type=float, default=0.6, help="0 keeps the picture, 1 forgets it")
+    rewording = ways.add_parser("reword", parents=[common], help="this one with other words (DDIM inversion)")
+    rewording.add_argument("--caption", required=True, help="what the picture shows as it is")
+    rewording.add_argument("--strength", type=float, default=0.7, help="0 keeps the picture, 1 goes back to noise")
     filling = ways.add_parser("fill", parents=[common], help="draw a part of it anew (RePaint)")
     hole = filling.add_mutually_exclusive_group(required=True)
     hole.add_argument("--mask", type=Path, help="a picture: white is drawn anew, black is kept")
@@ -85,6 +92,7 @@ def parse() -> argparse.Namespace:
     )
     restoring.add_argument("--amount", type=float, required=True, help="how much, see the operators")
     restoring.add_argument("--method", choices=["ddnm", "dps"], default="ddnm", help="dps follows gradients, ddnm none")
+    restoring.add_argument("--noise", type=float, default=0.0, help="std of noise on it, where pixels are -1 to 1; dps")
     return parser.parse_args()
 
 
@@ -103,6 +111,8 @@ class Plan(NamedTuple):
 
 def main() -> None:
     args = parse()
+    if args.n_samples is None:
+        args.n_samples = 1 if args.way == "reword" else 4
     if args.n_samples < 1:
         raise ValueError(f"--n_samples {args.n_samples} is not at least 1")
     check_seed(args.seed, args.n_samples)
@@ -113,7 +123,7 @@ def main() -> None:
     check_negative(args.negative_prompt, model.sampling.guidance)
     size = (image.shape[2], image.shape[3])
     model.latent_size(size)  # refuses a size that does not fit
-    plan = {"vary": vary, "fill": fill, "restore": restore}[args.way](args, model, image)
+    plan = {"vary": vary, "reword": reword, "fill": fill, "restore": restore}[args.way](args, model, image)
     prompts = [args.prompt] * args.n_samples
     with tqdm(total=len(prompts) * plan.steps, desc=args.way, unit="step", dynamic_ncols=True) as bar:
         drawn = model(
@@ -143,9 +153,17 @@ def main() -> None:
 
 def vary(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
     walk = varied(model, image, args.strength)
-    steps = model.sampling.sample.steps
-    left = steps - first_level(model.sampling.grid(model.process.schedule, steps), args.strength)
-    return Plan([image], "the picture", left, walk=walk)
+    return Plan([image], "the picture", steps_from(model, args.strength), walk=walk)
+
+
+def reword(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
+    if args.n_samples > 1:
+        raise ValueError(f"--n_samples {args.n_samples} would be the same picture each time; leave it out")
+    if args.seed:
+        raise ValueError(f"--seed {args.seed} has no say: reword draws no noise; leave it out")
+    refuse_sampler(args, "goes back and forth by the steps of ddim; leave it out")
+    walk = reworded(model, image, args.caption, args.strength)
+    return Plan([image], "the picture", steps_from(model, args.strength), walk=walk)
 
 
 def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
@@ -157,9 +175,8 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
         raise ValueError(f"--mask {args.mask} is black all over; what is to be drawn anew is white in it")
     if args.times < 1:
         raise ValueError(f"--times {args.times} is not at least 1")
-    chosen = [override for override in given_sampling(args) if override.startswith("sampler")]
-    if args.times > 1 and chosen:
-        raise ValueError(f"{' '.join(chosen)} is of samplers that draw once; give it --times 1")
+    if args.times > 1:
+        refuse_sampler(args, "draws parts again by steps of its own; give it --times 1")
     if args.times == 1 and args.jump is not None:
         raise ValueError(f"--jump {args.jump} is of steps that are done again; leave it out with --times 1")
     jump = 5 if args.jump is None else args.jump
@@ -174,9 +191,16 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
 
 
 def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
+    if not 0 <= args.noise < inf:
+        raise ValueError(f"--noise {args.noise} is not a number from 0; try --noise 0.1")
+    if args.noise and args.method == "ddnm":
+        raise ValueError(f"--noise {args.noise} is nothing that ddnm allows for; give it --method dps")
     operator = operator_of(args.operator, args.amount, image)
     y = operator.apply(image)
-    steer = {"ddnm": restored, "dps": followed}[args.method](model, operator, y)
+    if args.noise:  # where nothing is measured there is none; numpy's, for none of torch's may be a picture's first
+        drawn = torch.from_numpy(np.random.default_rng(0).standard_normal(y.shape, dtype=np.float32))
+        y = y + args.noise * operator.apply(operator.pseudo_inverse(drawn))
+    steer = followed(model, operator, y, std=args.noise) if args.method == "dps" else restored(model, operator, y)
     before = [image, operator.pseudo_inverse(y).view_as(image)]
 
     def residual(result: Tensor) -> float:
@@ -184,6 +208,18 @@ def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan
 
     steps = model.sampling.sample.steps
     return Plan(before, "the picture, what was measured of it", steps, steer, residual=residual)
+
+
+def steps_from(model: TextToImage, strength: float) -> int:
+    """How many of the model's steps lie below the level of ``strength``."""
+    steps = model.sampling.sample.steps
+    return steps - first_level(model.sampling.grid(model.process.schedule, steps), strength)
+
+
+def refuse_sampler(args: argparse.Namespace, why: str) -> None:
+    """A ValueError where a sampler was asked for, of an edit that does without."""
+    if chosen := [override for override in given_sampling(args) if override.startswith("sampler")]:
+        raise ValueError(f"{' '.join(chosen)} has no say: {args.way} {why}")
 
 
 def box(text: str, image: Tensor) -> Tensor:

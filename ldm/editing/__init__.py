@@ -1,8 +1,9 @@
-"""Pictures from pictures: variation, inpainting and linear inverse problems, as wrappers of a denoiser or a sampler."""
+"""Pictures from pictures: variation, other words, inpainting, inverse problems; wrappers of a denoiser or a sampler."""
 
-from ldm.editing.edits import filled, followed, restored, varied
+from ldm.editing.edits import filled, followed, restored, reworded, varied
 from ldm.editing.image_to_image import image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask
+from ldm.editing.inversion import reword
 from ldm.editing.operators import Blur, Downscale, Masked, Operator, Projections
 from ldm.editing.posterior import ddnm, dps
 from ldm.editing.resampling import ResamplingConfig, resampled
@@ -23,5 +24,7 @@ __all__ = [
     "latent_mask",
     "resampled",
     "restored",
+    "reword",
+    "reworded",
     "varied",
 ]

@@ -1,6 +1,7 @@
 """Edits of pictures for ``TextToImage``: each a ``Walk`` of its sampler, a ``Steer`` of its denoiser, or both.
 
     model([prompt], walk=varied(model, image, 0.6))
+    model([prompt], walk=reworded(model, image, caption, 0.7))
     steer, walk = filled(model, image, mask, ResamplingConfig())
     model([prompt], steer=steer, walk=walk)
     model([prompt], steer=restored(model, operator, y))
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from ldm.editing.image_to_image import check_strength, image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask
+from ldm.editing.inversion import reword
 from ldm.editing.operators import Operator
 from ldm.editing.posterior import ddnm, dps
 from ldm.editing.resampling import ResamplingConfig
@@ -27,6 +29,22 @@ def varied(model: TextToImage, image: Tensor, strength: float) -> Walk:
 
     def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
         return image_to_image(denoise, sampler, grid, latent, strength, noise)
+
+    return walk
+
+
+def reworded(model: TextToImage, image: Tensor, caption: str, strength: float) -> Walk:
+    """A walk to ``image`` (1, 3, H, W) in [-1, 1] with other words than ``caption``, which says what it shows.
+
+    It takes steps of ``ddim`` in place of the model's sampler. ``strength`` is how far towards noise it goes back: with
+    0 the picture stays, and the higher it is the more the words may move.
+    """
+    check_strength(strength)
+    latent = _encoded(model, image)
+
+    def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
+        shown = model.process.denoiser(model.denoiser, model.condition([caption]))
+        return reword(denoise, shown, grid, latent, strength=strength, noise=noise)
 
     return walk
 

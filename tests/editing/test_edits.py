@@ -4,7 +4,9 @@ import pytest
 import torch
 
 from ldm.data.shapes import ShapesConfig
-from ldm.editing import Blur, Downscale, Masked, ResamplingConfig, filled, followed, restored, varied
+from ldm.data.transforms import to_bytes
+from ldm.editing import Blur, Downscale, Masked, ResamplingConfig, filled, followed, restored, reworded, varied
+from ldm.evaluation.reader import read
 from ldm.folders import load_model, shipped_model
 from ldm.types import Key
 
@@ -30,12 +32,31 @@ def psnr(image, other):
     return 10 * torch.log10(4 / (image - other).square().mean()).item()
 
 
+def things(image):
+    [scene] = read(to_bytes(image))
+    return sorted((thing.shape, thing.color) for thing in scene.objects)
+
+
 def test_a_variation_is_the_nearer_the_less_its_strength(model, sample):
     image = sample.image[None]
     errors = [psnr(image, drawn(model, sample, 2, walk=varied(model, image, strength))) for strength in (0.0, 0.3, 1.0)]
     assert errors[0] > 28 and errors[0] >= errors[1] > errors[2]
     nothing = drawn(model, sample)
     torch.testing.assert_close(drawn(model, sample, walk=varied(model, image, 1.0)), nothing)
+
+
+def test_a_picture_with_its_own_words_comes_back_and_other_words_change_it(model, sample):
+    image = sample.image[None]
+    walk = reworded(model, image, sample.caption, 0.7)
+    kept = drawn(model, sample, walk=walk)
+    assert psnr(image, kept) > 25
+    words = sample.caption.replace("yellow", "blue")
+    sampling = model.sampling.but(STEPS)
+    same, other = (image for image, _ in model([sample.caption, words], sampling=sampling, walk=walk))
+    assert things(same) == things(image)
+    assert things(image) == [("diamond", "red"), ("ring", "yellow")]
+    assert things(other) == [("diamond", "red"), ("ring", "blue")]
+    assert psnr(image[..., :32], other[..., :32]) > 28, "what the words agree on stays where it was"
 
 
 @pytest.mark.parametrize("resampling", [None, ResamplingConfig(jump=5, times=2)])

@@ -173,10 +173,11 @@ def test_to_steer_away_from_a_model_itself_is_not_to_steer_and_from_guided_pictu
     ("way", "panels"),
     [
         (("vary", "--strength", 0.5), 3),
+        (("reword", "--caption", "a square"), 2),
         (("fill", "--times", 2), 3),
         (("fill", "--box", "0,32,64,64"), 3),
         (("restore", "--operator", "downscale", "--amount", 4), 4),
-        (("restore", "--operator", "pixels", "--amount", 0.5, "--method", "dps"), 4),
+        (("restore", "--operator", "pixels", "--amount", 0.5, "--method", "dps", "--noise", 0.1), 4),
     ],
     ids=lambda way: " ".join(map(str, way)) if isinstance(way, tuple) else str(way),
 )
@@ -184,9 +185,10 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
     picture, mask = tmp_path / "star.png", tmp_path / "mask.png"
     Image.new("RGB", (64, 64), "red").save(picture)
     Image.fromarray(np.uint8(np.tri(64) * 255)).save(mask)
-    options = ("--image", picture, "--prompt", "a star", "--n_samples", 2, "--ckpt", chain.model)
+    options = ("--image", picture, "--prompt", "a star", "--ckpt", chain.model)
     options = (
         *options,
+        *(("--n_samples", 2) if way[0] != "reword" else ()),
         *(("--mask", mask) if way[0] == "fill" and "--box" not in way else ()),
         "--out",
         tmp_path / "out.png",
@@ -194,10 +196,25 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
     status, printed, errors = call("edit.py", way[0], *way[1:], *options)
     assert status == 0, errors
     assert pixels(tmp_path / "out.png").shape == (68, 66 * panels + 2, 3)
-    assert ("PSNR" in printed) == (way[0] != "vary")
+    assert ("PSNR" in printed) == (way[0] in ("fill", "restore"))
     off = re.search(r"differ from the given one by ([\d., e-]+) \(root", printed)
     assert (off is not None) == (way[0] == "restore")
     assert off is None or (len(off[1].split(", ")) == 2 and all(float(number) > 0 for number in off[1].split(", ")))
+
+
+def test_noise_is_put_on_what_is_measured_and_on_nothing_else(chain, tmp_path):
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "red.png")
+    common = ("restore", "--operator", "pixels", "--amount", 0.5, "--method", "dps", "--image", tmp_path / "red.png")
+    common = (*common, "--prompt", "a star", "--ckpt", chain.model, "--n_samples", 1)
+    for name, noise in (("exact", 0), ("noisy", 0.1)):
+        status, _, errors = call("edit.py", *common, "--noise", noise, "--out", tmp_path / f"{name}.png")
+        assert status == 0, errors
+    exact, noisy = (pixels(tmp_path / f"{name}.png")[2:66, 68:132] / 127.5 for name in ("exact", "noisy"))
+    hidden = (abs(exact - 1) < 0.01).all(axis=-1)  # the middle of the range, where nothing is known
+    assert 0.4 < hidden.mean() < 0.6
+    assert (noisy[hidden] == exact[hidden]).all()
+    blue = (noisy - exact)[~hidden][:, 2]  # black there, so that half of the noise is cut off
+    assert 0.05 < blue.std() < 0.07 and blue.min() >= 0
 
 
 @pytest.mark.parametrize(
@@ -212,12 +229,18 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
         ("restore --operator pixels --amount 2", "--amount 2.0 of pixels"),
         ("restore --operator blur --amount 40", "std 40.0"),
         ("restore --operator downscale --amount inf", "--amount inf of downscale"),
+        ("restore --operator blur --amount 2 --noise 0.1", "--noise 0.1 is nothing that ddnm allows for"),
+        ("restore --operator blur --amount 2 --method dps --noise -1", "--noise -1.0 is not a number from 0"),
         ("fill --box 0,0,65,64", "not within 0,0,64,64"),
         ("fill --box left", "not four whole numbers"),
         ("fill --box 0,0,9,9 --times 0", "--times 0"),
         ("fill --box 0,0,9,9 --times 1 --jump 2", "--jump 2 is of steps that are done again"),
-        ("fill --box 0,0,9,9 --sampler heun", "sampler=heun is of samplers that draw once; give it --times 1"),
-        ("fill --box 0,0,9,9 --eta 0.5", "sampler.eta=0.5 is of samplers that draw once"),
+        ("fill --box 0,0,9,9 --sampler heun", "sampler=heun has no say: fill draws parts again"),
+        ("fill --box 0,0,9,9 --eta 0.5", "sampler.eta=0.5 has no say: fill draws parts again"),
+        ("reword --caption b --n_samples 2", "--n_samples 2 would be the same picture each time; leave it out"),
+        ("reword --caption b --seed 3", "--seed 3 has no say: reword draws no noise; leave it out"),
+        ("reword --caption b --sampler heun", "sampler=heun has no say: reword goes back and forth"),
+        ("reword --caption b --strength -1", "strength -1.0 is not in [0, 1]"),
     ],
 )
 def test_a_mistake_in_editing_is_told_in_one_line(args, says, chain, tmp_path, monkeypatch):
