@@ -14,7 +14,7 @@ def reword(denoise: Denoise, shown: Denoise, grid: Grid, latent: Tensor, *, stre
     ``noise`` has rows. With ``shown`` the ODE of DDIM is run from ``latent`` up to the level of ``grid`` whose time is
     nearest to ``strength`` (Song et al. 2021, arXiv:2010.02502, Sec. 4.3), and with ``denoise`` back down: DiffEdit
     (Couairon et al. 2022, arXiv:2210.11427, Sec. 3.2) without its mask. Where both are told the same, that ends in
-    ``latent`` but for the error of the steps. No noise is drawn. Strength 0 returns ``latent``.
+    ``latent`` but for the error of the steps. No noise is added. Strength 0 returns ``latent``.
 
     Raises:
         ValueError: the strength is not in [0, 1]; or it leaves one step, from a level without data, which no inversion
