@@ -37,7 +37,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     ``folder`` so is complete or not there, and an existing one is replaced only by a complete one: it is moved aside
     first, and where the process is killed between the two renames, ``settled`` puts it back. Where the filling fails,
-    the staging folder is removed and ``folder`` stays as it was.
+    the staging folder is removed and ``folder`` stays as it was. Notes that somebody put into it are kept.
 
     Raises:
         ValueError: ``folder`` is not one of this program's (`check_ours`).
@@ -78,6 +78,7 @@ def _replace(folder: Path, staged: Path) -> None:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     replaced = folder.exists()
     if replaced:
+        _keep_notes(folder, staged)
         folder.rename(old)
     try:
         staged.rename(folder)
@@ -88,6 +89,23 @@ def _replace(folder: Path, staged: Path) -> None:
     _sync(folder.parent)
     if replaced:
         shutil.rmtree(old)
+
+
+def _keep_notes(folder: Path, staged: Path) -> None:
+    """Copy to ``staged`` what others have put into ``folder``: what its manifest does not name and nobody reads.
+
+    Where the manifest is broken nothing is: a file may then be anybody's.
+    """
+    try:
+        ours = _hashes(folder)
+    except BrokenFile:
+        return
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder)
+        theirs = name.as_posix() not in ours and path.suffix.lower() not in (*READ, *PICKLES)
+        if path.is_file() and theirs and not (staged / name).exists():
+            (staged / name.parent).mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, staged / name)
 
 
 def settled(folder: Path) -> bool:

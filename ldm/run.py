@@ -25,9 +25,9 @@ MIN_SIGNAL = 1e-3  # share of x0 in what F and x say together at t = 1, below wh
 class Run(Sampling):
     """Everything that the scripts ask; the fields of ``Sampling`` say how the finished model draws."""
 
-    sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=1.0)
-    guidance: GuidanceConfig = section(GuidanceConfig, scale=3.0)
-    sample: SampleConfig = section(SampleConfig, steps=22)
+    sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=2.5)
+    guidance: GuidanceConfig = section(GuidanceConfig, scale=3.0, interval=[0.4, 0.8])
+    sample: SampleConfig = section(SampleConfig, steps=30)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     decoder_only: bool = False  # the base's latents, and denoisers of them, go on being right
@@ -102,6 +102,7 @@ class Run(Sampling):
 
         Not on loading: what was trained with such a setting is as good as any.
         """
+        self.check_size(self.autoencoder.factor)
         if self.decoder_only and self.robustness.contractive:
             raise ValueError(
                 f"robustness.contractive {self.robustness.contractive} is a price on the encoder, which decoder_only "
@@ -117,6 +118,15 @@ class Run(Sampling):
             value = getattr(self.bottleneck, name, 0)
             if value and not self.bottleneck.weight:
                 raise ValueError(f"bottleneck.{name} {value} of a KL of weight 0 does nothing; set it to 0")
+
+    def check_size(self, factor: int) -> None:
+        """Raise ValueError where networks that shrink a picture by ``factor`` cannot be given one of ``data.size``."""
+        size = self.data.size
+        if size % factor:
+            raise ValueError(
+                f"data.size {size} is not a multiple of {factor}, by which the networks shrink a picture; try "
+                f"data.size={max(factor, round(size / factor) * factor)}"
+            )
 
     def __post_init__(self) -> None:
         self.out, self.base = at_home(self.out), at_home(self.base)

@@ -51,7 +51,7 @@ from ldm.run import Run
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
-from ldm.training.checkpoint import saved
+from ldm.training.checkpoint import newest
 from ldm.training.classifier import ClassifierTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
@@ -75,7 +75,7 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
     config, folder = run.train_autoencoder, _own(run, "autoencoder")
     torch.manual_seed(config.seed)  # the first weights, too, follow from the configuration
     network = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
-    if run.base and not saved(_training(run, AutoencoderTask.name) / "state"):
+    if run.base and not _resumes(run, AutoencoderTask.name):
         start_autoencoder(run, network)
     if run.decoder_only:
         network.freeze_latents()
@@ -121,7 +121,8 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
     network = build_denoiser(run, autoencoder, text).to(device)
-    if run.base and not saved(_training(run, DenoiserTask.name) / "state"):
+    run.check_size(autoencoder.factor * getattr(network, "multiple", 1))
+    if run.base and not _resumes(run, DenoiserTask.name):
         start_denoiser(run, network, autoencoder)
     cached = cache_pays(run, train_data, processes(device).num_processes)
     if cached and start.scratch:
@@ -244,6 +245,11 @@ def _own(run: Run, stage: str) -> Path:
     folder = Path(run.out) / stage
     check_ours(folder)
     return folder
+
+
+def _resumes(run: Run, stage: str) -> bool:
+    """Whether a whole checkpoint of ``stage`` is there to go on from; the trainer warns of broken ones."""
+    return newest(_training(run, stage) / "state", warn=lambda _: None) is not None
 
 
 def _training(run: Run, stage: str) -> Path:

@@ -16,7 +16,7 @@ from ldm.config import load
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.grid_search import optimised_times
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
-from ldm.files import check_ours
+from ldm.files import check_ours, make_writable
 from ldm.folders import CONFIG, load_model, save_model, shipped_model
 from ldm.pipeline import TextToImage, from_noise
 from ldm.run import Run
@@ -41,6 +41,7 @@ def main() -> None:
     if not prompts:
         raise ValueError(f"{args.from_file} holds no prompt; write one on each line")
     check_ours(args.out)
+    make_writable(args.out.parent)
     folder = args.model or shipped_model()
     model = load_model(folder, device_of(args.device))
     few = model.sampling.but(*walk)
@@ -55,10 +56,10 @@ def main() -> None:
         found = optimised_times(draw, exact, start, evaluations=args.evaluations)
     sampling = few.but("grid=listed", f"grid.times={[round(t, 6) for t in found.times]}")
     run = replace(load(Run, folder / CONFIG), **vars(sampling))
-    save_model(model.denoiser, model.autoencoder, model.text, run, args.out)
     print(
         f"error of the latents {found.error_before:.3f} with even times, {found.error:.3f} with {sampling.grid.times}"
     )
+    save_model(model.denoiser, model.autoencoder, model.text, run, args.out)
     print(f"written to {args.out}")
 
 

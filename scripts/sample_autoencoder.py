@@ -136,7 +136,11 @@ def reconstructions(stage: Stage) -> Iterator[Tensor]:
 
 def samples(stage: Stage) -> Iterator[Tensor]:
     """Pictures of the seeds that count up from the first."""
-    args, size = stage.args, (stage.args.size or stage.run.data.size) // stage.autoencoder.factor
+    args, factor = stage.args, stage.autoencoder.factor
+    pixels = stage.run.data.size if args.size is None else args.size
+    if pixels < factor or pixels % factor:
+        raise ValueError(f"--size {pixels} is not a multiple of {factor}; try {max(factor, pixels // factor * factor)}")
+    size = pixels // factor
     seeds = list(range(args.seed, args.seed + args.count))
     if not 0 <= args.temperature < float("inf"):
         raise ValueError(f"--temperature {args.temperature} is not a finite number of at least 0; try 0.8")

@@ -30,6 +30,7 @@ TINY = (
     "denoiser.width=32",
     "denoiser.depth=1",
     "denoiser.heads=2",
+    "guidance.interval=[0,1]",  # both steps
     "sample.steps=2",
     "cache.batch=16",
     "classifier.width=16",

@@ -124,6 +124,7 @@ def test_a_misspelt_word_is_named_with_the_nearest_right_one(override, says):
         ("train_ldm.lr=null", "train_ldm.lr: null is not allowed here"),
         ("train_ldm.lr=nan", "lr nan"),
         ("train_ldm.lr=-1", "lr -1"),
+        ("train_ldm.seed=202601011230", "seed 202601011230 is not below 2^32; try seed="),
         ("train_ldm.lr=0", "lr 0"),
         ("train_ldm.lr=inf", "lr inf"),
         ("train_ldm.steps=0", "steps 0"),

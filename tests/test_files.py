@@ -33,12 +33,25 @@ def test_a_whole_folder_passes_its_check_and_leaves_nothing_beside_it(tmp_path):
 
 
 def test_a_new_folder_replaces_the_old_one_entirely(tmp_path):
-    fill(tmp_path / "model")
-    (tmp_path / "model" / "stale.txt").touch()
+    with whole_folder(tmp_path / "model") as staged:
+        (staged / "stale.txt").touch()
     fill(tmp_path / "model", "second")
     assert (tmp_path / "model" / "a.txt").read_text() == "second"
     assert not (tmp_path / "model" / "stale.txt").exists()
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+def test_notes_that_somebody_put_into_a_folder_are_kept_when_it_is_replaced(tmp_path):
+    fill(tmp_path / "model")
+    for name in ("README.md", "sub/notes.txt", "unknown.safetensors"):
+        (tmp_path / "model" / name).write_text("theirs")
+    for text in ("second", "third"):
+        fill(tmp_path / "model", text)
+    check_folder(tmp_path / "model")
+    assert (tmp_path / "model" / "a.txt").read_text() == "third"
+    assert (tmp_path / "model" / "README.md").read_text() == "theirs"
+    assert (tmp_path / "model" / "sub" / "notes.txt").read_text() == "theirs"
+    assert not (tmp_path / "model" / "unknown.safetensors").exists(), "weights of nobody knows what"
 
 
 @pytest.mark.parametrize("held", ["file", "folder"])

@@ -53,13 +53,20 @@ def batches(
 
 
 def first_batches(dataset: Any, batch: int, count: int, workers: int = 0) -> Iterator[Any]:
-    """The first ``count`` samples, or all where there are fewer, in order and as in epoch 0, batches of ``batch``."""
+    """The first ``count`` samples, or all where there are fewer, in order and as in epoch 0, batches of ``batch``.
+
+    Raises:
+        ValueError: a stream has none.
+    """
     if isinstance(dataset, IterableDataset):
+        left = count
         for loaded in _read(_loader(dataset, workers, batch_size=batch), workers):
-            yield Batch(loaded.image[:count], loaded.captions[:count])
-            count -= len(loaded.captions)
-            if count <= 0:
+            yield Batch(loaded.image[:left], loaded.captions[:left])
+            left -= len(loaded.captions)
+            if left <= 0:
                 return
+        if left == count:
+            raise ValueError("no sample is in the archives that are held out; set data.val_urls to some that hold one")
         return
     keys = [Key(0, index) for index in range(min(count, len(dataset)))]
     parts = [keys[i : i + batch] for i in range(0, len(keys), batch)]

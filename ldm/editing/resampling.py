@@ -6,7 +6,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ldm.samplers.ddim import ddim
-from ldm.samplers.step import renoised
+from ldm.samplers.step import check_eta, renoised
 from ldm.types import Denoise, Grid, Noise
 
 
@@ -21,8 +21,7 @@ class ResamplingConfig:
     def __post_init__(self) -> None:
         if self.jump < 1 or self.times < 1:
             raise ValueError(f"jump {self.jump} and times {self.times} must be at least 1; try jump=10, times=10")
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta {self.eta} is not in [0, 1]; 0 is DDIM and 1 is DDPM")
+        check_eta(self.eta)
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         return resampled(denoise, x, grid, noise, jump=self.jump, times=self.times, eta=self.eta)

@@ -7,7 +7,7 @@ from typing import cast, get_args
 from torch import Tensor
 
 from ldm.diffusion.posterior import Variance, reverse_step
-from ldm.samplers.step import along, implied_noise, move, renewed
+from ldm.samplers.step import along, check_eta, implied_noise, move, renewed
 from ldm.types import Denoise, Grid, Noise
 
 
@@ -15,11 +15,10 @@ from ldm.types import Denoise, Grid, Noise
 class DDIMConfig:
     """Song et al. 2021, arXiv:2010.02502."""
 
-    eta: float = 0.0  # 0 is deterministic, 1 is DDPM
+    eta: float = 0.0  # 0 is deterministic, 1 is DDPM, more has more noise than that
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta {self.eta} is not in [0, 1]; 0 is DDIM and 1 is DDPM")
+        check_eta(self.eta)
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         return ddim(denoise, x, grid, noise, eta=self.eta)
@@ -42,8 +41,8 @@ class DDPMConfig:
 def ddim(denoise: Denoise, x: Tensor, grid: Grid, noise: Noise, *, eta: float = 0.0) -> Tensor:
     """Clean x (B, C, H, W) from ``x`` at ``grid[0]`` (Song et al. 2021, arXiv:2010.02502, eq. 12).
 
-    Of the variance at the next level, eta^2 times that of DDPM's posterior (eq. 16) is drawn anew; the rest is moved
-    there along the predicted noise.
+    Of the variance at the next level, eta^2 times that of DDPM's posterior (eq. 16; above 1 as in ``renewed``) is drawn
+    anew; the rest is moved there along the predicted noise.
     """
     for now, to in pairwise(grid):
         kept, fresh = renewed(now, to, eta)

@@ -10,7 +10,7 @@ from itertools import pairwise
 from torch import Tensor
 
 from ldm.samplers.interpolation import Known, mean_prediction, place
-from ldm.samplers.step import along, implied_noise, move, renewed
+from ldm.samplers.step import along, check_eta, implied_noise, move, renewed
 from ldm.types import Denoise, Grid, Level, Noise
 
 
@@ -39,13 +39,12 @@ class DPMSolverPPConfig:
 
     order: int = 2  # 1 is DDIM
     multistep: bool = True
-    eta: float = 0.0  # multistep: 0 is the ODE, 1 the SDE, as DDIM's
+    eta: float = 0.0  # multistep: 0 is the ODE, 1 the SDE, more has more noise than that
     lower_order_final: bool = True  # multistep: order no higher than the steps that are left
 
     def __post_init__(self) -> None:
         check_order(self.order)
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta {self.eta} is not in [0, 1]; 0 is the ODE and 1 the SDE")
+        check_eta(self.eta)
         if self.eta and not self.multistep:
             raise ValueError(f"eta {self.eta} is for multistep solvers only; try multistep=true")
 
@@ -77,7 +76,7 @@ def multistep(
     """Clean x (B, C, H, W) from ``x`` at ``grid[0]``: the polynomial through the last ``order`` predictions.
 
     DPM-Solver++ 2M (Lu et al. 2022, arXiv:2211.01095, alg. 2) and its like of order 3, and with ``of_noise`` the same
-    for the noise. With ``eta`` (of x0 only) a share of the noise is drawn anew as in DDIM; 1 is SDE-DPM-Solver++.
+    for the noise. With ``eta`` (of x0 only) a share of the noise is drawn anew (``renewed``); 1 is SDE-DPM-Solver++.
     """
     known: list[Known] = []
     for i, (now, to) in enumerate(pairwise(grid)):

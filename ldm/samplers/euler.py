@@ -7,7 +7,7 @@ from math import inf, sqrt
 from torch import Tensor
 
 from ldm.samplers.ddim import ddim
-from ldm.samplers.step import heun_step, renoised
+from ldm.samplers.step import check_eta, heun_step, renoised
 from ldm.types import Denoise, Grid, Noise
 
 MAX_RAISE = sqrt(2) - 1  # share by which churn may raise a level: no more new noise than there was
@@ -31,8 +31,7 @@ class EulerAncestralConfig:
     eta: float = 1.0  # 0 is Euler's method, 1 is DDPM
 
     def __post_init__(self) -> None:
-        if not 0 <= self.eta <= 1:
-            raise ValueError(f"eta {self.eta} is not in [0, 1]; try eta=1")
+        check_eta(self.eta)
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         return ddim(denoise, x, grid, noise, eta=self.eta)

@@ -24,6 +24,7 @@ from ldm.types import Level
 Row = NDArray[np.float64]
 Known = tuple[float, Tensor]  # the place at which a prediction was made, and the prediction
 POINTS = 16  # of quadrature: exact to rounding for steps of 10 and more in log(alpha / sigma)
+STEEP = 1e6  # a tilt from which on all weight is at the end of the step
 
 
 def place(level: Level) -> float:
@@ -65,7 +66,8 @@ def mean_prediction(known: Sequence[Known], end: float, tilt: float, middle: flo
         share = middle / float(nodes[1])
         return blend((1 - share, share), (first, known[1][1]))
     points, masses = gauss()
-    return blend(mean_weights(nodes, points, masses * np.exp(tilt * (points - 1))), [value for _, value in known])
+    masses = masses * np.exp(min(tilt, STEEP) * (points - points[-1]))
+    return blend(mean_weights(nodes, points, masses), [value for _, value in known])
 
 
 def blend(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:

@@ -3,7 +3,7 @@
 In these variables the probability-flow ODE of every schedule is dy / d nsr = noise, where x0 = y - nsr noise.
 """
 
-from math import sqrt
+from math import inf, sqrt
 
 from torch import Tensor
 
@@ -45,12 +45,23 @@ def heun_step(denoise: Denoise, x: Tensor, x0: Tensor, now: Level, to: Level) ->
 def renewed(now: Level, to: Level, eta: float) -> tuple[Level, float]:
     """(kept, fresh): where to ``move`` and how much new noise to add there, to arrive at ``to`` with its sigma.
 
-    fresh^2 is eta^2 times the variance of DDPM's posterior (DDIM, Song et al. 2021, arXiv:2010.02502, eq. 16), and
-    kept.sigma^2 + fresh^2 = to.sigma^2. In Karras' variables these are the sigma_down and sigma_up of k-diffusion.
+    Up to eta 1 fresh^2 is eta^2 times the variance of DDPM's posterior (DDIM, Song et al. 2021, arXiv:2010.02502,
+    eq. 16): in Karras' variables sigma_down and sigma_up of k-diffusion. From there on it is that of the SDE with eta
+    times the noise of the reverse one (tau of SA-Solver, Xue et al. 2023, arXiv:2309.05019). At 1 both are the same,
+    and kept.sigma^2 + fresh^2 = to.sigma^2.
     """
     left = (to.nsr / now.nsr) ** 2  # share of the variance at ``now`` that there is at ``to``
-    kept = to.sigma * sqrt(1 - eta**2 + eta**2 * left)  # not to.sigma^2 - fresh^2, which cancels
-    return Level(to.t, to.alpha, kept), eta * float(to.sigma) * sqrt(1 - left)
+    if eta > 1:
+        left = left**eta**2
+    share = min(1.0, eta**2)
+    kept = to.sigma * sqrt(1 - share + share * left)  # not to.sigma^2 - fresh^2, which cancels
+    return Level(to.t, to.alpha, kept), float(to.sigma) * sqrt(share * (1 - left))
+
+
+def check_eta(eta: float) -> None:
+    """A ValueError where ``eta`` is no share of noise to be drawn anew."""
+    if not 0 <= eta < inf:
+        raise ValueError(f"eta {eta} is not a finite number of at least 0; 0 is the ODE and 1 the SDE")
 
 
 def renoised(x: Tensor, now: Level, to: Level, noise: Tensor) -> Tensor:

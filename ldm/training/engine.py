@@ -14,12 +14,12 @@ from torch import Tensor, distributed
 
 from ldm.training.optim import TrainConfig, resolve_precision
 
-WAIT = timedelta(hours=12)  # for what the first process makes for all; PyTorch's own limit is 10 minutes on GPUs
+WAIT = timedelta(hours=12)  # for what the first process does alone; PyTorch's own limit is 10 minutes on GPUs
 
 
 def processes(device: torch.device) -> PartialState:
-    """Those that train together; the first call joins them."""
-    return PartialState(cpu=device.type == "cpu")
+    """Those that train together, who wait for one another for up to ``WAIT``; the first call joins them."""
+    return PartialState(cpu=device.type == "cpu", timeout=WAIT)
 
 
 @contextmanager
@@ -38,6 +38,7 @@ def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Acce
     """An Accelerator on ``device``; a tracker that is not installed is warned of, for the log file is kept anyway."""
     if device.index is not None:
         torch.cuda.set_device(device)
+    processes(device)
     precision = resolve_precision(config.precision, device)
     made = Accelerator(
         cpu=device.type == "cpu",

@@ -30,6 +30,11 @@ class Looks:
         self.task, self.config, self.folder, self.write = task, config, folder, write
         self.best = max((line["score"] for line in read(folder / "log.jsonl") if "score" in line), default=-inf)
 
+    @property
+    def told(self) -> str:
+        """The best score in words that end a line; none before there is one."""
+        return f", best score {self.best:.2f}" if self.best > -inf else ""
+
     def due(self, step: int, last: bool) -> list[Look]:
         """The looks to be taken at ``step``, in order; at the ``last`` all but those that are switched off."""
         config = self.config

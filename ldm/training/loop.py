@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from ldm.autoencoders.bottlenecks.vq import VectorQuantizer
 from ldm.training import checkpoint
 from ldm.training.distributed_checkpoint import write_sharded
 from ldm.training.engine import accelerator, any_rank, check_seen, first_of, folder_of_all, mean_of_ranks
@@ -101,7 +102,8 @@ class Trainer:
                     values = {name: mean_of_ranks(self.accelerator, value) for name, value in figures.items()}
                     values |= {"lr": self.learners[0].lr, "images_per_second": seen / seconds}
                     self._write(values)
-                    bar.set_postfix_str(f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} img/s")
+                    told = f"loss {values['loss']:.4f}, {values['images_per_second']:.0f} img/s{self.looks.told}"
+                    bar.set_postfix_str(told)
                     seen, seconds = 0, 0.0
                 self._look(signals, bar, last)
                 stop = any_rank(self.accelerator, signals.caught)
@@ -158,9 +160,11 @@ class Trainer:
         return [of_task] if self.rival is None else [of_task, self.rival.loss]
 
     def _moved(self) -> list[Tensor]:
-        """What a loss moves by itself: buffers of the networks, such as codebooks, and of what is learned besides."""
+        """What a loss moves by itself: buffers of the networks and of what is learned besides, and codebooks."""
         parts = (*(learner.network for learner in self.learners), self.task.learned)
-        return [value for part in parts for value in part.buffers()]
+        buffers = [value for part in parts for value in part.buffers()]
+        books = [module.codebook for part in parts for module in part.modules() if isinstance(module, VectorQuantizer)]
+        return buffers + [book.detach() for book in books]
 
     def _update(self, norms: dict[str, Tensor], sound: bool, micro: list[MicroStep], before: list[Tensor]) -> None:
         """Step every learner and the average, or none where a rank's loss is not ``sound`` or a norm not finite.

@@ -14,6 +14,7 @@ OPTIMIZERS = ("adamw", "muon")
 MUON_MOMENTUM = 0.95
 DECAYS = ("constant", "linear", "cosine")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
+MAX_SEED = 2**32  # what is made of one and a step stays below the 2^64 of torch.manual_seed
 
 
 @dataclass
@@ -82,6 +83,8 @@ class TrainConfig:
         for name in ("warmup", "lr_end", "weight_decay", "clip", "seed", "workers", "score_every"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)} is not a finite number of at least 0")
+        if self.seed >= MAX_SEED:
+            raise ValueError(f"seed {self.seed} is not below 2^32; try seed={self.seed % MAX_SEED}")
 
 
 def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:

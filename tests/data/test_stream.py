@@ -10,6 +10,7 @@ from archives import write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
+from ldm.data.loader import first_batches
 from ldm.data.stream import Stream, StreamConfig
 from ldm.data.transforms import to_tensor
 from ldm.types import Sample
@@ -83,6 +84,14 @@ def test_one_archive_leaves_none_for_validation(tmp_path: Path) -> None:
         build(urls, "val")
     with pytest.raises(ValueError, match=r"no archive for 'train'; set data\.urls"):
         build("")
+
+
+def test_held_out_archives_without_a_sample_are_told(tmp_path: Path) -> None:
+    write_shards(tmp_path, shards=1)
+    write_tar(tmp_path / "empty.tar", [])
+    stream = build(f"{tmp_path}/0.tar", "val", val_urls=f"{tmp_path}/empty.tar")
+    with pytest.raises(ValueError, match=r"no sample is in the archives that are held out; set data\.val_urls"):
+        list(first_batches(stream, 2, 4))
 
 
 def test_validation_is_the_centre_of_each_picture_every_time(tmp_path: Path) -> None:

@@ -24,7 +24,7 @@ def sample():
 
 
 def drawn(model, sample, count=1, **how):
-    sampling = model.sampling.but(STEPS, "guidance.scale=1")
+    sampling = model.sampling.but(STEPS, "guidance.scale=1", "sampler.eta=1")
     return torch.cat([image for image, _ in model([sample.caption] * count, sampling=sampling, seed=1, **how)])
 
 

@@ -104,7 +104,7 @@ def test_noising_further_is_noising_from_the_start(grid):
     assert (x - to.alpha * x0).std() == pytest.approx(to.sigma, rel=0.01)
 
 
-@pytest.mark.parametrize("changes", [{"jump": 0}, {"times": 0}, {"eta": 1.5}])
+@pytest.mark.parametrize("changes", [{"jump": 0}, {"times": 0}, {"eta": -0.5}])
 def test_a_resampling_out_of_range_is_named(changes):
     with pytest.raises(ValueError, match="{} {}".format(*next(iter(changes.items())))):
         ResamplingConfig(**changes)

@@ -31,6 +31,7 @@ STEPS = 100
 OPTIONS = {"annealed_langevin": {"repeats": 15, "step": 0.15}}
 TOLERANCE = {"annealed_langevin": 0.045}
 MORE = [  # what a sampler's options make another method of; the shipped model draws with the first
+    ("dpm_solver_pp", {"order": 2, "eta": 2.0}),
     ("dpm_solver_pp", {"order": 2, "eta": 1.0}),
     ("ddpm", {"variance": "beta"}),
     ("dpm_solver", {"multistep": True}),
@@ -73,6 +74,34 @@ def test_every_sampler_samples_a_mixture_given_its_exact_denoiser(name, options,
     grid = uniform(SCHEDULES[schedule]().build(), STEPS)
     x = SAMPLERS[name](**options)(MIXTURE, noise() * grid[0].sigma, grid, noise)
     assert distance(x) < TOLERANCE.get(name, 0.03)
+
+
+@pytest.mark.parametrize("eta", [1.0, 1.5, 3.0])
+def test_the_noise_of_two_steps_is_that_of_one_over_both(eta):
+    """Of an SDE, as eta makes one from 1 on: what is kept of the noise multiplies, and sigma is the level's."""
+    first, middle, last = (LINEAR.level(t) for t in (0.9, 0.6, 0.2))
+
+    def kept(now, to):
+        level, fresh = renewed(now, to, eta)
+        assert level.sigma**2 + fresh**2 == pytest.approx(to.sigma**2)
+        return level.sigma / now.sigma
+
+    assert kept(first, middle) * kept(middle, last) == pytest.approx(kept(first, last))
+
+
+def test_less_of_the_noise_is_kept_the_larger_eta_is():
+    etas = (0.0, 0.5, 0.99999, 1.0, 1.00001, 2.0)
+    kept = [renewed(LINEAR.level(0.9), LINEAR.level(0.8), eta)[0].sigma for eta in etas]
+    assert kept == sorted(kept, reverse=True) and len(set(kept)) == len(kept)
+    assert kept[2] == pytest.approx(kept[4], rel=0.01)
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+def test_all_noise_is_drawn_anew_where_eta_is_without_bounds(order):
+    noise = ImageNoise([0], (2, 80, 80))
+    grid = uniform(SCHEDULES["vp"]().build(), STEPS)
+    x = SAMPLERS["dpm_solver_pp"](order=order, eta=1e6)(MIXTURE, noise() * grid[0].sigma, grid, noise)
+    assert x.isfinite().all()
 
 
 def test_the_distance_tells_a_mixture_that_is_a_little_too_narrow_apart():
@@ -384,7 +413,7 @@ def test_a_third_order_step_is_exact_for_a_prediction_quadratic_in_log_snr(of_no
 @pytest.mark.parametrize(
     ("name", "options"),
     [
-        ("ddim", {"eta": 1.5}),
+        ("ddim", {"eta": -0.5}),
         ("ddpm", {"variance": "small"}),
         ("euler_ancestral", {"eta": -0.1}),
         ("edm", {"churn": -1.0}),
@@ -394,7 +423,7 @@ def test_a_third_order_step_is_exact_for_a_prediction_quadratic_in_log_snr(of_no
         ("deis", {"variable": "s"}),
         ("dpm_solver", {"order": 4}),
         ("dpm_solver_pp", {"order": 0}),
-        ("dpm_solver_pp", {"eta": 2.0}),
+        ("dpm_solver_pp", {"eta": float("inf")}),
         ("dpm_solver_pp", {"eta": 1.0, "multistep": False}),
         ("unipc", {"order": 4}),
         ("unipc", {"variant": "bh3"}),

@@ -267,6 +267,7 @@ def test_levels_found_for_a_model_are_written_with_it(chain, tmp_path):
         (["--sampler", "ddpm"], "--sampler ddpm draws noise or takes steps of its own"),
         (["--sampler", "ode"], "--sampler ode draws noise or takes steps of its own"),
         (["--out", "mine"], "mine holds files that this program did not write"),
+        (["--out", "mine/holiday.jpg/model"], "mine/holiday.jpg takes no file"),
         (["--from-file", "empty.txt"], "empty.txt holds no prompt"),
         (["--from-file", "none.txt"], "none.txt"),
     ],

@@ -221,9 +221,12 @@ def skipping(folder, spoil, bad, **options):
     for step in range(3):
         spoilt = spoil if step == bad else ""
         hook = made._last.register_hook(lambda grad, by=torch.nan if spoilt == "gradient" else 1.0: grad * by)
+        before = {key: value.clone() for key, value in made.network.state_dict().items()}
         trainer.train_step(iter([Batch(image * (torch.nan if spoilt == "picture" else 1.0), [])]))
         hook.remove()
         skipped.append(trainer.skipped)
+        moved = [key for key, value in made.network.state_dict().items() if not torch.equal(value, before[key])]
+        assert not (trainer.skipped and moved)
     assert skipped == [step == bad for step in range(3)]
     return made.network.state_dict()
 

@@ -19,7 +19,15 @@ from ldm.data.loader import first_batches
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.evaluation.prompts import CATEGORIES, prompt_set
 from ldm.files import BrokenFile, read_tensors
-from ldm.folders import digest, load_autoencoder, load_classifier, load_model, load_text, save_autoencoder
+from ldm.folders import (
+    digest,
+    load_autoencoder,
+    load_classifier,
+    load_model,
+    load_text,
+    save_autoencoder,
+    shipped_model,
+)
 from ldm.parts import frozen_stages
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
@@ -330,7 +338,7 @@ def test_the_model_of_the_best_score_is_kept_beside_the_last(trained, tmp_path, 
     assert any(not torch.equal(value, last[key]) for key, value in best.items())
 
 
-def test_a_resumed_run_remembers_its_best_score(trained, tmp_path, tiny, monkeypatch):
+def test_a_resumed_run_remembers_its_best_score(trained, tmp_path, tiny, monkeypatch, capsys):
     for stage in ("autoencoder", "text", "cache"):
         shutil.copytree(Path(trained.out, stage), tmp_path / stage)
     common = [*tiny, "cache.use=always", f"out={tmp_path}", "train_ldm.score_every=2", "train_ldm.decay=constant"]
@@ -338,7 +346,9 @@ def test_a_resumed_run_remembers_its_best_score(trained, tmp_path, tiny, monkeyp
     train_ldm(load(Run, None, [*common, "train_ldm.steps=2"]), CPU)
     kept = (tmp_path / "model-best/denoiser.safetensors").read_bytes()
     monkeypatch.setattr(DenoiserTask, "score", lambda task, network: 0.4)
+    assert "best score" not in capsys.readouterr().err
     train_ldm(load(Run, None, common), CPU)
+    assert ", best score 0.50" in capsys.readouterr().err
     assert (tmp_path / "model-best/denoiser.safetensors").read_bytes() == kept
 
 
@@ -455,6 +465,28 @@ def test_a_base_of_another_target_or_schedule_is_warned_of_with_the_settings_tha
         train_ldm(load(Run, None, [*tiny, f"base={base}", out, "train_ldm.steps=1", *other]), CPU)
         assert f"warning: base {base} has another target or schedule" in (said := capsys.readouterr().err)
         assert all(setting in said for setting in own.split())
+
+
+@pytest.mark.parametrize(("stage", "train"), [("autoencoder", train_autoencoder), ("denoiser", train_ldm)])
+def test_a_base_is_started_from_where_no_whole_checkpoint_is_left(stage, train, trained, tmp_path, tiny, capsys):
+    """Faults 13 and 14: not from chance."""
+    (tmp_path / "training" / stage / "state" / "step-00000500").mkdir(parents=True)
+    train(load(Run, None, [*tiny, f"base={trained.out}/model", f"out={tmp_path}", f"{train.__name__}.steps=1"]), CPU)
+    said, warned = capsys.readouterr()
+    assert f"the {stage} starts from {trained.out}/model" in said
+    assert (said + warned).count("checkpoint step-00000500 is passed over") == 1
+
+
+@pytest.mark.parametrize(("train", "size", "factor"), [(train_autoencoder, 50, 4), (train_ldm, 36, 16)])
+def test_pictures_that_do_not_fit_the_networks_are_refused_before_anything_is_made_of_them(
+    train, size, factor, trained, tmp_path
+):
+    """With the default networks; ``size`` fits the first stage in the second case."""
+    multiple = f"data.size {size} is not a multiple of {factor}, .*; try data.size={size // factor * factor}"
+    data = ["data.name=folder", "data.path=data/sample", f"data.size={size}", f"out={tmp_path}"]
+    with pytest.raises(ValueError, match=multiple):
+        train(load(Run, None, [*data, f"base={shipped_model()}"] if train is train_ldm else data), CPU)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_autoencoder_starts_from_that_of_the_base_model(trained, tmp_path, tiny, capsys):
