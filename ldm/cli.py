@@ -48,7 +48,7 @@ def add_sampling(parser: Any, precision: str = "fp32") -> None:
     parser.add_argument("--sampler", choices=sorted(SAMPLERS), help="see docs/samplers.md")
     parser.add_argument("--steps", "--ddim_steps", "--num_inference_steps", help="noise levels that it visits")
     parser.add_argument("--scale", "--guidance_scale", help="classifier-free guidance; 1 is none")
-    parser.add_argument("--eta", "--ddim_eta", help="noise of a sampler that has it, ddim: 0 none, 1 as ddpm")
+    parser.add_argument("--eta", "--ddim_eta", help="noise of a sampler that has it: 0 none, 1 as ddpm, or more")
     parser.add_argument("--batch", help="images drawn at once; does not change them")
     parser.add_argument("--tile", help="pixels a side of what is decoded at once, for large images; 0 is all")
     parser.add_argument(

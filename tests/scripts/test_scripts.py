@@ -329,7 +329,7 @@ def test_any_prompt_gives_an_image_with_a_safe_name(draw):
     [
         ("--prompt a --steps 0", "steps 0"),
         ("--prompt a --scale nan", "scale nan"),
-        ("--prompt a --eta 2", "eta 2.0"),
+        ("--prompt a --eta -1", "eta -1.0"),
         ("--prompt a --negative-prompt b --scale 1", '--negative-prompt "b" changes nothing at a guidance scale of 1'),
         ("--prompt a --H 62", "height 62 is not a multiple"),
         ("--prompt a --W 0", "width 0 is not a multiple"),
