@@ -1,8 +1,9 @@
-"""How many pictures a second the exact benchmark's scorer reads and judges, on one core as on many.
+"""How many pictures a second the exact benchmark's scorer reads and judges.
 
     python benchmarks/scorer.py
 
-The pictures are of true scenes drawn anew, in memory already; the median of runs is told, and what share was right.
+The pictures are of true scenes drawn anew, in memory already. It prints the median speed of five runs and the share
+that was right.
 """
 
 import argparse

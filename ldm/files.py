@@ -6,6 +6,7 @@ Nothing is pickled.
 import json
 import os
 import shutil
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,7 +38,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     ``folder`` so is complete or not there, and an existing one is replaced only by a complete one: it is moved aside
     first, and where the process is killed between the two renames, ``settled`` puts it back. Where the filling fails,
-    the staging folder is removed and ``folder`` stays as it was. Notes that somebody put into it are kept.
+    the staging folder is removed and ``folder`` stays as it was. Files in it that are not of this
+    program, nor of a kind that it reads, are kept.
 
     Raises:
         ValueError: ``folder`` is not one of this program's (`check_ours`).
@@ -53,9 +55,10 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         hashes = {path.relative_to(staged).as_posix(): _hash(path) for path in files}
         (staged / MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
+        for name in (*hashes, MANIFEST):
+            (staged / name).chmod(0o666 & ~_umask())  # safetensors writes mode 0600
+        _keep_notes(folder, staged)
         for path in [*staged.rglob("*"), staged]:
-            if path.is_file():
-                path.chmod(0o666 & ~_umask())  # safetensors writes mode 0600
             _sync(path)
         _replace(folder, staged)
     except BaseException as error:
@@ -78,7 +81,6 @@ def _replace(folder: Path, staged: Path) -> None:
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")
     replaced = folder.exists()
     if replaced:
-        _keep_notes(folder, staged)
         folder.rename(old)
     try:
         staged.rename(folder)
@@ -92,9 +94,13 @@ def _replace(folder: Path, staged: Path) -> None:
 
 
 def _keep_notes(folder: Path, staged: Path) -> None:
-    """Copy to ``staged`` what others have put into ``folder``: what its manifest does not name and nobody reads.
+    """Copy to ``staged`` the files in ``folder`` that its manifest does not name and this program does not read.
 
-    Where the manifest is broken nothing is: a file may then be anybody's.
+    Where the manifest is broken or missing nothing is: a file may then be anybody's. A note that cannot be copied is
+    warned of: it must not cost what was staged.
+
+    Raises:
+        OSError: the disk is full.
     """
     try:
         ours = _hashes(folder)
@@ -103,9 +109,16 @@ def _keep_notes(folder: Path, staged: Path) -> None:
     for path in folder.rglob("*"):
         name = path.relative_to(folder)
         theirs = name.as_posix() not in ours and path.suffix.lower() not in (*READ, *PICKLES)
-        if path.is_file() and theirs and not (staged / name).exists():
+        if not (theirs and path.is_file()) or (staged / name).exists():
+            continue
+        try:
             (staged / name.parent).mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, staged / name)
+        except OSError as error:
+            if error.errno in FULL:
+                raise
+            (staged / name).unlink(missing_ok=True)
+            print(f"warning: {path} cannot be copied ({error.strerror or error}) and is not kept", file=sys.stderr)
 
 
 def settled(folder: Path) -> bool:

@@ -54,6 +54,27 @@ def test_notes_that_somebody_put_into_a_folder_are_kept_when_it_is_replaced(tmp_
     assert not (tmp_path / "model" / "unknown.safetensors").exists(), "weights of nobody knows what"
 
 
+def test_where_the_manifest_is_broken_no_file_is_taken_for_a_note(tmp_path):
+    fill(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("anybody's")
+    (tmp_path / "model" / "manifest.json").write_text("{")
+    fill(tmp_path / "model", "second")
+    assert not (tmp_path / "model" / "README.md").exists()
+
+
+def test_a_note_that_cannot_be_copied_costs_nothing_but_itself(tmp_path, monkeypatch, capsys):
+    fill(tmp_path / "model")
+    (tmp_path / "model" / "README.md").write_text("theirs")
+
+    def refused(*_):
+        raise PermissionError(13, "Permission denied")
+
+    monkeypatch.setattr("ldm.files.shutil.copy2", refused)
+    fill(tmp_path / "model", "second")
+    assert (tmp_path / "model" / "a.txt").read_text() == "second"
+    assert "README.md cannot be copied (Permission denied) and is not kept" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("held", ["file", "folder"])
 def test_what_this_program_did_not_write_is_not_replaced(tmp_path, held):
     theirs = tmp_path / "model" if held == "file" else tmp_path / "model" / "holiday.jpg"

@@ -47,6 +47,8 @@ class DPMSolverPPConfig:
         check_eta(self.eta)
         if self.eta and not self.multistep:
             raise ValueError(f"eta {self.eta} is for multistep solvers only; try multistep=true")
+        if self.eta > 1 and self.order == 3:
+            raise ValueError(f"eta {self.eta} is more noise than order 3 can look past; try eta=1, or order=2")
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         if not self.multistep:

@@ -23,8 +23,8 @@ from ldm.types import Level
 
 Row = NDArray[np.float64]
 Known = tuple[float, Tensor]  # the place at which a prediction was made, and the prediction
-POINTS = 16  # of quadrature: exact to rounding for steps of 10 and more in log(alpha / sigma)
-STEEP = 1e6  # a tilt from which on all weight is at the end of the step
+POINTS = 16  # of quadrature: exact to rounding for tilts of 10 and more
+STEEP = 1e6  # a tilt from which on all weight is at the last point
 
 
 def place(level: Level) -> float:
@@ -66,7 +66,7 @@ def mean_prediction(known: Sequence[Known], end: float, tilt: float, middle: flo
         share = middle / float(nodes[1])
         return blend((1 - share, share), (first, known[1][1]))
     points, masses = gauss()
-    masses = masses * np.exp(min(tilt, STEEP) * (points - points[-1]))
+    masses = masses * np.exp(min(tilt, STEEP) * (points - points[-1]))  # 1 at the last point: not all can vanish
     return blend(mean_weights(nodes, points, masses), [value for _, value in known])
 
 

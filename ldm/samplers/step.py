@@ -50,16 +50,15 @@ def renewed(now: Level, to: Level, eta: float) -> tuple[Level, float]:
     times the noise of the reverse one (tau of SA-Solver, Xue et al. 2023, arXiv:2309.05019). At 1 both are the same,
     and kept.sigma^2 + fresh^2 = to.sigma^2.
     """
-    left = (to.nsr / now.nsr) ** 2  # share of the variance at ``now`` that there is at ``to``
-    if eta > 1:
-        left = left**eta**2
-    share = min(1.0, eta**2)
+    square = eta * eta
+    left = (to.nsr / now.nsr) ** (2 * max(1.0, square))  # up to eta 1 the share of ``now``'s variance that ``to`` has
+    share = min(1.0, square)
     kept = to.sigma * sqrt(1 - share + share * left)  # not to.sigma^2 - fresh^2, which cancels
     return Level(to.t, to.alpha, kept), float(to.sigma) * sqrt(share * (1 - left))
 
 
 def check_eta(eta: float) -> None:
-    """A ValueError where ``eta`` is no share of noise to be drawn anew."""
+    """A ValueError unless ``eta``, how much noise ``renewed`` draws, is a finite number of at least 0."""
     if not 0 <= eta < inf:
         raise ValueError(f"eta {eta} is not a finite number of at least 0; 0 is the ODE and 1 the SDE")
 

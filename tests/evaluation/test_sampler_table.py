@@ -87,4 +87,5 @@ def test_a_file_that_holds_no_rows_is_left_as_it_is(tmp_path, text):
 
 def test_the_table_in_the_docs_is_of_the_rows_that_there_are():
     stored = json.loads((Path(__file__).parents[2] / "docs" / "samplers.json").read_text())
-    assert {name: row["settings"] for name, row in stored["rows"].items()}.items() <= ROWS.items()
+    rows = {name: row["settings"] for name, row in stored["rows"].items()}
+    assert rows and rows.items() <= ROWS.items()  # a new sampler's may wait to be measured

@@ -96,12 +96,18 @@ def test_less_of_the_noise_is_kept_the_larger_eta_is():
     assert kept[2] == pytest.approx(kept[4], rel=0.01)
 
 
+@pytest.mark.parametrize("eta", [1e6, 1e200])
+def test_all_noise_is_drawn_anew_where_eta_is_huge(eta):
+    now, to = LINEAR.level(0.9), LINEAR.level(0.6)
+    kept, fresh = renewed(now, to, eta)
+    assert (kept.sigma, fresh) == (0, pytest.approx(to.sigma))
+
+
 @pytest.mark.parametrize("order", [1, 2, 3])
-def test_all_noise_is_drawn_anew_where_eta_is_without_bounds(order):
+def test_a_step_that_keeps_no_noise_is_finite(order):
     noise = ImageNoise([0], (2, 80, 80))
     grid = uniform(SCHEDULES["vp"]().build(), STEPS)
-    x = SAMPLERS["dpm_solver_pp"](order=order, eta=1e6)(MIXTURE, noise() * grid[0].sigma, grid, noise)
-    assert x.isfinite().all()
+    assert multistep(MIXTURE, noise() * grid[0].sigma, grid, noise, order=order, eta=1e6).isfinite().all()
 
 
 def test_the_distance_tells_a_mixture_that_is_a_little_too_narrow_apart():
@@ -424,6 +430,7 @@ def test_a_third_order_step_is_exact_for_a_prediction_quadratic_in_log_snr(of_no
         ("dpm_solver", {"order": 4}),
         ("dpm_solver_pp", {"order": 0}),
         ("dpm_solver_pp", {"eta": float("inf")}),
+        ("dpm_solver_pp", {"eta": 2.5, "order": 3}),
         ("dpm_solver_pp", {"eta": 1.0, "multistep": False}),
         ("unipc", {"order": 4}),
         ("unipc", {"variant": "bh3"}),
