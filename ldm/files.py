@@ -38,8 +38,8 @@ def whole_folder(folder: Path) -> Iterator[Path]:
 
     ``folder`` so is complete or not there, and an existing one is replaced only by a complete one: it is moved aside
     first, and where the process is killed between the two renames, ``settled`` puts it back. Where the filling fails,
-    the staging folder is removed and ``folder`` stays as it was. Files in it that are not of this
-    program, nor of a kind that it reads, are kept.
+    the staging folder is removed and ``folder`` stays as it was. Files in it that are not of this program, nor of a
+    kind that it reads, are kept.
 
     Raises:
         ValueError: ``folder`` is not one of this program's (`check_ours`).

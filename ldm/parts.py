@@ -46,7 +46,10 @@ def start_autoencoder(run: Run, network: Autoencoder) -> None:
         weights = {key: value for key, value in weights.items() if not key.startswith(DECODER)} | own
         begins = ", but for its decoder, which is another and begins anew"
     elif other:
-        raise ValueError(f"base {run.base} has an autoencoder of other settings; use its own, or leave base out")
+        own_ones = " ".join(f"{name}={theirs[name]}" for name in sorted(other & theirs.keys()))
+        raise ValueError(
+            f"base {run.base} has an autoencoder of other settings; use its own ({own_ones}), or leave base out"
+        )
     fill_weights(network, weights, base / "autoencoder.safetensors")
     print(f"the autoencoder starts from {run.base}{begins}")
 

@@ -55,7 +55,7 @@ from ldm.training.checkpoint import newest
 from ldm.training.classifier import ClassifierTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
-from ldm.training.engine import first_process_first, processes
+from ldm.training.engine import processes
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import preflight
@@ -128,7 +128,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     if cached and start.scratch:
         train_data = cache_a_few(run, autoencoder, text, train_data, start.scratch)
     elif cached:
-        with first_process_first(device):  # one process writes, the others read
+        with processes(device).main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
     process = run.process.build(schedule)

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator, PartialState
 from accelerate.utils import broadcast_object_list
-from torch import Tensor, distributed
+from torch import Tensor
 
 from ldm.training.optim import TrainConfig, resolve_precision
 
@@ -22,23 +22,11 @@ def processes(device: torch.device) -> PartialState:
     return PartialState(cpu=device.type == "cpu", timeout=WAIT)
 
 
-@contextmanager
-def first_process_first(device: torch.device) -> Iterator[None]:
-    """The block is run by the first process, and by the others once that is done; they wait for up to ``WAIT``."""
-    state = processes(device)
-    group: Any = distributed.new_group(backend="gloo", timeout=WAIT) if state.num_processes > 1 else None
-    if group is not None and not state.is_main_process:
-        distributed.barrier(group)
-    yield
-    if group is not None and state.is_main_process:
-        distributed.barrier(group)
-
-
 def accelerator(config: TrainConfig, folder: Path, device: torch.device) -> Accelerator:
     """An Accelerator on ``device``; a tracker that is not installed is warned of, for the log file is kept anyway."""
     if device.index is not None:
         torch.cuda.set_device(device)
-    processes(device)
+    processes(device)  # joined first, or the Accelerator would with PyTorch's own limit
     precision = resolve_precision(config.precision, device)
     made = Accelerator(
         cpu=device.type == "cpu",

@@ -31,7 +31,7 @@ STEPS = 100
 OPTIONS = {"annealed_langevin": {"repeats": 15, "step": 0.15}}
 TOLERANCE = {"annealed_langevin": 0.045}
 MORE = [  # what a sampler's options make another method of; the shipped model draws with the first
-    ("dpm_solver_pp", {"order": 2, "eta": 2.0}),
+    ("dpm_solver_pp", {"order": 2, "eta": 2.5}),
     ("dpm_solver_pp", {"order": 2, "eta": 1.0}),
     ("ddpm", {"variance": "beta"}),
     ("dpm_solver", {"multistep": True}),

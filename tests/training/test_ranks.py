@@ -24,7 +24,7 @@ from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.clip import ClipTask
 from ldm.training.denoiser import DenoiserTask
-from ldm.training.engine import first_process_first
+from ldm.training.engine import processes
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
 from ldm.types import Condition
@@ -175,7 +175,7 @@ def test_two_processes_share_one_vocabulary_though_each_reads_other_captions(mon
 
 def test_a_process_waits_for_what_the_first_one_makes(tmp_path):
     def made(rank):
-        with first_process_first(torch.device("cpu")):
+        with processes(torch.device("cpu")).main_process_first():
             if rank == 0:
                 sleep(0.5)
                 (tmp_path / "made").touch()

@@ -479,7 +479,7 @@ def test_a_base_is_started_from_where_no_whole_checkpoint_is_left(stage, train, 
 
 @pytest.mark.parametrize(("train", "size", "factor"), [(train_autoencoder, 50, 4), (train_ldm, 36, 16)])
 def test_pictures_that_do_not_fit_the_networks_are_refused_before_anything_is_made_of_them(
-    train, size, factor, trained, tmp_path
+    train, size, factor, tmp_path
 ):
     """With the default networks; ``size`` fits the first stage in the second case."""
     multiple = f"data.size {size} is not a multiple of {factor}, .*; try data.size={size // factor * factor}"
@@ -498,7 +498,7 @@ def test_an_autoencoder_starts_from_that_of_the_base_model(trained, tmp_path, ti
     for key, value in before.items():
         if key not in ("mean", "std"):  # which are measured anew
             torch.testing.assert_close(after[key], value, atol=1e-5, rtol=1e-3)
-    with pytest.raises(ValueError, match="autoencoder of other settings"):
+    with pytest.raises(ValueError, match=r"autoencoder of other settings; use its own \(autoencoder.norm=channel\)"):
         train_autoencoder(load(Run, None, [*start, f"out={tmp_path / 'other'}", "autoencoder.norm=group"]), CPU)
 
 
