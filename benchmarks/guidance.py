@@ -5,7 +5,9 @@
 A cell says the share of right pictures by the exact benchmark, on prompts of a seed of their own; and the spread, the
 root mean square difference of two pictures of one prompt, pixels in [-1, 1]: how different they are. A scale of 1 is
 no guidance, but for the classifier, which then counts as it is: beside the prompt, or in its place, where all that the
-denoiser is told is the empty prompt.
+denoiser is told is the empty prompt. The negative prompt of a picture is its prompt's own words in another order: what
+is there, but not which belongs to which. Composed is what each object would be guided to by a prompt of its own, which
+cannot say where they are to one another.
 """
 
 import argparse
@@ -14,16 +16,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from ldm.cli import device_of, one_line_errors
-from ldm.diffusion.guidance import GuidanceConfig
+from ldm.data.captions import caption, parse
+from ldm.diffusion.guidance import GuidanceConfig, classifier_free, composed, perpendicular
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
+from ldm.evaluation.text_use import in_another_order
 from ldm.folders import load_classifier, load_model, shipped_model
 from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.steering import by_classifier, by_worse_model
 from ldm.training.optim import resolve_precision
+from ldm.types import Denoise
 
 SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 PAIRS = 30  # prompts whose two pictures are compared
@@ -31,6 +37,7 @@ OTHER = 1_000_000  # seed of the second ones
 BESIDE, INSTEAD = "classifier beside the prompt", "classifier instead of the prompt"
 KINDS = {
     "interval [0.2, 0.9]": ["guidance.interval=[0.2,0.9]"],
+    "interval [0.4, 0.8]": ["guidance.interval=[0.4,0.8]"],
     "rescale 0.7": ["guidance.rescale=0.7"],
     "threshold 0.995": ["guidance.threshold=0.995"],
     "projected (parallel 0, norm 10, momentum -0.5)": [
@@ -74,7 +81,11 @@ def tell(name: str, cells: dict[float, str]) -> None:
 
 def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[float], Steer]]:
     """Guidance that is not the classifier-free one, by name, each a function of its scale."""
-    found: dict[str, Callable[[float], Steer]] = {}
+    found: dict[str, Callable[[float], Steer]] = {
+        "negative prompt, no empty one": lambda scale: by_negative(model, scale),
+        "plain, Perp-Neg with the scale's weight": lambda scale: by_perpendicular(model, scale),
+        "composed of its objects": lambda scale: by_objects(model, scale),
+    }
     if args.classifier:
         classifier = load_classifier(args.classifier, model)
         found |= dict.fromkeys((BESIDE, INSTEAD), lambda scale: by_classifier(classifier, scale))
@@ -82,6 +93,48 @@ def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[
         worse = load_model(args.worse, model.device)
         found["worse model, no empty prompt"] = lambda scale: by_worse_model(model, worse, scale)
     return found
+
+
+def by_negative(model: TextToImage, scale: float) -> Steer:
+    """Classifier-free guidance away from each prompt's words in another order."""
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        cond, negative = model.condition(prompts), model.condition(in_another_order(prompts))
+        return classifier_free(model.denoiser, model.process, cond, negative, scale)
+
+    return steer
+
+
+def by_perpendicular(model: TextToImage, scale: float) -> Steer:
+    """Plain guidance, and away from what those words say besides by ``scale``, which is the paper's weight of 1."""
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        network, process = model.denoiser, model.process
+        cond, negative = model.condition(prompts), model.condition(in_another_order(prompts))
+        null = model.condition([""]).repeat(len(prompts))
+        plain = classifier_free(network, process, cond, null, scale)
+        return perpendicular(plain, network, process, cond, negative, null, scale)
+
+    return steer
+
+
+def by_objects(model: TextToImage, scale: float) -> Steer:
+    """From the empty prompt towards a prompt for each object, all with the same weight."""
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        null = model.condition([""]).repeat(len(prompts))
+        conds = [model.condition(list(part)) for part in zip(*(objects(text) for text in prompts), strict=True)]
+        alone = model.process.denoiser(model.denoiser, null)
+        return composed(alone, model.denoiser, model.process, conds, [scale] * len(conds), null)
+
+    return steer
+
+
+def objects(text: str) -> tuple[str, str]:
+    """What a prompt says of each of its objects; of one kind alone, and nothing."""
+    said, rng = parse(text), np.random.default_rng(0)
+    first, *rest = (caption(replace(said, things=(thing,), relation=None), rng) for thing in said.things)
+    return first, rest[0] if rest else ""
 
 
 class Measure:

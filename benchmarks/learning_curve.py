@@ -4,17 +4,21 @@
 
 Each run was trained by one process with train_ldm.score_every=N; what is scored is the average of its weights, on the
 prompts that the run scores itself by. The minutes are those of the training steps alone: not of the scores, the
-validations, the sample grids and the checkpoints.
+validations, the sample grids and the checkpoints. Runs that were scored equally often are also drawn as one, all their
+pictures together, with a 95 % interval.
 """
 
 import argparse
 from pathlib import Path
+from statistics import mean
 
 from ldm.cli import one_line_errors
 from ldm.config import load
-from ldm.evaluation.report import curve
+from ldm.evaluation.report import Point, curve
+from ldm.evaluation.score import Share
 from ldm.folders import CONFIG
 from ldm.run import Run
+from ldm.stages import scored_prompts
 from ldm.training.log import read
 
 
@@ -23,32 +27,48 @@ def main() -> None:
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run (its out)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write, *.svg")
     args = parser.parse_args()
-    lines = {str(run): scores(run) for run in args.runs}
-    for name, line in lines.items():
-        print(name + ": " + ", ".join(f"{score:.0%} after {minutes:.1f} min" for minutes, score in line.items()))
+    found = {str(run): scores(run) for run in args.runs}
+    if len(found) > 1 and len({len(line) for line in found.values()}) == 1:
+        found["all together"] = together([*found.values()])
+    for name, line in found.items():
+        print(name + ": " + ", ".join(f"{share.value:.0%} after {minutes:.1f} min" for minutes, share in line.items()))
+    lines: dict[str, dict[float, Point]] = {
+        name: {minutes: share.value for minutes, share in line.items()} for name, line in found.items()
+    }
+    last, line = [*found.items()][-1]
+    lines[last] = {minutes: (share.value, *share.interval) for minutes, share in line.items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(curve(lines, "minutes of training the denoiser", "share of right pictures"))
 
 
-def scores(run: Path) -> dict[float, float]:
+def scores(run: Path) -> dict[float, Share]:
     """Every score in the run's log, by the minutes before it.
 
     Raises:
         ValueError: the run has none.
     """
-    config = load(Run, run / "model" / CONFIG).train_ldm
+    made = load(Run, run / "model" / CONFIG)
+    config, total = made.train_ldm, len(scored_prompts(made))
     images = config.batch * config.accumulate
-    found: dict[float, float] = {}
+    found: dict[float, Share] = {}
     seconds, step = 0.0, 0
     for line in read(run / "training" / "denoiser" / "log.jsonl"):
         if "images_per_second" in line:
             seconds += (line["step"] - step) * images / line["images_per_second"]
             step = line["step"]
         if "score" in line:
-            found[seconds / 60] = line["score"]
+            found[seconds / 60] = Share(round(line["score"] * total), total)
     if not found:
         raise ValueError(f"{run} was never scored; train it with train_ldm.score_every=500")
     return found
+
+
+def together(runs: list[dict[float, Share]]) -> dict[float, Share]:
+    """The pictures of the n-th score of each run as those of one, at the mean of their minutes."""
+    return {
+        mean(minutes for minutes, _ in each): Share(sum(share.hits for _, share in each), sum(s.total for _, s in each))
+        for each in zip(*(run.items() for run in runs), strict=True)
+    }
 
 
 if __name__ == "__main__":

@@ -30,13 +30,14 @@ from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
 from ldm.folders import digest, load_model, shipped_model
 from ldm.pipeline import DTYPES, TextToImage
+from ldm.samplers import SAMPLERS
 from ldm.sampling import Sampling
 from ldm.types import Denoise, Level, Prediction, Schedule
 
 BUDGETS = (1, 2, 4, 8, 12, 20, 50, 100)
 SOLVED = 20  # pictures whose distance from the solution is told; few are exact enough
 SOLVER = ["sampler=dpm_solver_pp", "sampler.eta=0"]
-ROWS = {  # what is drawn with: overrides of the model's own settings
+NAMED = {  # what is drawn with: overrides of the model's own settings
     "ddim = euler": ["sampler=ddim", "sampler.eta=0"],
     "ddim, eta 1 = ddpm = euler_ancestral": ["sampler=ddim", "sampler.eta=1"],
     "heun": ["sampler=heun"],
@@ -48,6 +49,8 @@ ROWS = {  # what is drawn with: overrides of the model's own settings
     "dpm_solver_pp": SOLVER,
     "dpm_solver_pp, order 3": [*SOLVER, "sampler.order=3"],
     "dpm_solver_pp, eta 1": ["sampler=dpm_solver_pp", "sampler.eta=1"],
+    "dpm_solver_pp, eta 1.5": ["sampler=dpm_solver_pp", "sampler.eta=1.5"],
+    "dpm_solver_pp, eta 2.5": ["sampler=dpm_solver_pp", "sampler.eta=2.5"],
     "unipc": ["sampler=unipc"],
     "euler_maruyama": ["sampler=euler_maruyama"],
     "predictor_corrector": ["sampler=predictor_corrector"],
@@ -55,6 +58,8 @@ ROWS = {  # what is drawn with: overrides of the model's own settings
     "ode, 0.03": ["sampler=ode", "sampler.rtol=0.03", "sampler.atol=0.03"],
     "ode, 0.001": ["sampler=ode", "sampler.rtol=0.001", "sampler.atol=0.001"],
 }
+SEEN = {part.partition(",")[0] for row in NAMED for part in row.split(" = ")}
+ROWS = {**NAMED, **{name: [f"sampler={name}"] for name in sorted(SAMPLERS.keys() - SEEN)}}  # others as they come
 
 
 @dataclass

@@ -19,9 +19,12 @@ from ldm.folders import load_classifier, load_model
 from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
+from ldm.samplers.ddim import DDPMConfig
+from ldm.sampling import Sampling
 from ldm.steering import away_from, by_classifier, by_worse_model, in_turn, towards
 from ldm.training.signals import Terminated, terminating
 from ldm.training.start import Start
+from ldm.types import Grid
 
 DEVICE_HELP = "cpu, cuda, cuda:1, ...; the GPU if there is one when left out"
 SHORT = {  # options of their own for what is asked for most
@@ -81,15 +84,21 @@ def add_steering(parser: Any) -> None:
     )
     parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="steer by a classifier of noised latents")
     parser.add_argument("--classifier-scale", type=float, help="how much, 1 if left out")
+    parser.add_argument(
+        "--classifier-form",
+        choices=("noise", "mean"),
+        help="what it moves: the noise, with any sampler, or the mean of ddpm's steps; noise if left out",
+    )
     parser.add_argument("--worse", type=Path, metavar="FOLDER", help="steer away from an earlier or smaller model")
     parser.add_argument("--worse-scale", type=float, help="how far, 1 is not at all; 1.5 if left out")
 
 
-def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer | None, str]:
-    """What the options steer ``model`` by, and that in words; None and "" where they do not.
+def given_steering(args: argparse.Namespace, model: TextToImage, sampling: Sampling) -> tuple[Steer | None, str]:
+    """What the options steer ``model`` by, which draws by ``sampling``, and that in words; None and "" for nothing.
 
     Raises:
-        ValueError: the classifier or the other model is of other latents or noise levels; a weight is no number.
+        ValueError: the classifier or the other model is of other latents or noise levels; a weight is no number; there
+            is no classifier whose form is given, or the sampler takes no steps of ddpm.
     """
     scales = {name: scale_of(args, name, usual) for name, usual in (("classifier", 1.0), ("worse", 1.5))}
     steers, words = [], []
@@ -100,13 +109,25 @@ def given_steering(args: argparse.Namespace, model: TextToImage) -> tuple[Steer 
         weight, text = weight_in("--perp-neg", *args.perp_neg), args.perp_neg[1]
         steers.append(away_from(model, text, weight))
         words.append(f"not {text!r}, weight {weight:g}")
+    if args.classifier_form and not args.classifier:
+        raise ValueError(f"--classifier-form {args.classifier_form} is of --classifier, which is not given; give both")
     if args.classifier:
-        steers.append(by_classifier(load_classifier(args.classifier, model), scales["classifier"]))
-        words.append(f"{args.classifier.resolve().name}, scale {scales['classifier']:g}")
+        grid = grid_of_means(model, sampling) if args.classifier_form == "mean" else None
+        steers.append(by_classifier(load_classifier(args.classifier, model), scales["classifier"], grid))
+        words.append(
+            f"{args.classifier.resolve().name}, scale {scales['classifier']:g}" + (", by the mean" if grid else "")
+        )
     if args.worse:
         steers.append(by_worse_model(model, load_model(args.worse, model.device), scales["worse"]))
         words.append(f"away from {'/'.join(args.worse.resolve().parts[-2:])}, scale {scales['worse']:g}")
     return (in_turn(steers) if steers else None), "; ".join(words)
+
+
+def grid_of_means(model: TextToImage, sampling: Sampling) -> Grid:
+    """The levels of ``sampling``; ValueError where its sampler does not draw the mean of ddpm's steps and noise."""
+    if not isinstance(sampling.sampler, DDPMConfig) or sampling.sampler.variance != "posterior":
+        raise ValueError("--classifier-form mean moves the mean of ddpm's steps; give --sampler ddpm, or leave it out")
+    return sampling.grid(model.process.schedule, sampling.sample.steps)
 
 
 def scale_of(args: argparse.Namespace, name: str, usual: float) -> float:

@@ -155,6 +155,11 @@ def load_autoencoder(folder: Path, device: torch.device | str = "cpu") -> tuple[
     return network.requires_grad_(False).eval().to(device), run
 
 
+def holds_autoencoder(folder: Path) -> bool:
+    """Whether ``folder`` is that of an autoencoder alone."""
+    return (folder / "autoencoder.safetensors").is_file()
+
+
 def load_text(folder: Path, device: torch.device | str = "cpu") -> ClipText:
     """The text encoder in ``folder``, frozen."""
     check_folder(folder)

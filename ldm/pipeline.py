@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.data.latents import Latents
-from ldm.diffusion.guidance import GuidanceConfig, classifier_free
+from ldm.diffusion.guidance import GuidanceConfig, classifier_free, clipped
 from ldm.diffusion.process import Process
 from ldm.samplers import ImageNoise
 from ldm.sampling import Sampling
@@ -94,6 +94,8 @@ class TextToImage:
                 denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance)
                 if steer is not None:
                     denoise = steer(denoise, part)
+                if sampling.sample.clip:
+                    denoise = clipped(denoise, sampling.sample.clip)
                 grid = sampling.grid(self.process.schedule, sampling.sample.steps)
                 latent = walk(sampling.sampler, _counted(denoise, grid, progress), grid, noise)
                 images = self.autoencoder.decode(latent, tile=sampling.sample.tile).float().cpu()

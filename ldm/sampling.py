@@ -1,6 +1,7 @@
 """How images are drawn: which sampler walks over which noise levels, under which guidance. Part of a model's folder."""
 
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 import torch
@@ -20,6 +21,9 @@ class SampleConfig:
     steps: int = 50  # noise levels that the sampler visits
     batch: int = 16  # images drawn at once; does not change them
     tile: int = 0  # pixels a side of what is decoded at once, in overlapping tiles; 0 is the whole batch
+    clip: float = (
+        0.0  # x0 is cut to [-clip, clip] in every step: 1 for pixels, as in DDPM; latents reach further; 0 is off
+    )
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):
@@ -27,6 +31,8 @@ class SampleConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
         if self.tile < 0:
             raise ValueError(f"tile {self.tile} is not at least 0; try tile=512, or tile=0 for the whole")
+        if not 0 <= self.clip < inf:
+            raise ValueError(f"clip {self.clip} is not a number from 0; try clip=3, or clip=0 for off")
 
 
 @dataclass

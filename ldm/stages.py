@@ -207,7 +207,7 @@ def scored_prompts(run: Run) -> list[Prompt]:
     config = run.train_ldm
     if not config.score_every or not isinstance(run.data, ShapesConfig):
         return []
-    prompts = prompt_set(max(1, config.score_prompts // len(CATEGORIES)), TRAINING_SEED)
+    prompts = prompt_set(-(-config.score_prompts // len(CATEGORIES)), TRAINING_SEED)
     return [prompt for prompt in prompts if run.data.holds(prompt.statement)]
 
 

@@ -11,7 +11,7 @@ from ldm.diffusion.guidance import GuidanceConfig, autoguidance, classifier_guid
 from ldm.diffusion.process import unit
 from ldm.folders import check_same, latent_fingerprint
 from ldm.pipeline import Steer, TextToImage
-from ldm.types import Denoise, Level
+from ldm.types import Denoise, Grid, Level
 
 
 def in_turn(steers: Sequence[Steer]) -> Steer:
@@ -25,10 +25,11 @@ def in_turn(steers: Sequence[Steer]) -> Steer:
     return steer
 
 
-def by_classifier(classifier: Classifier, scale: float) -> Steer:
+def by_classifier(classifier: Classifier, scale: float, grid: Grid | None = None) -> Steer:
     """Towards latents in which ``classifier`` sees those of its words that the prompt says, and no others.
 
-    log p(y | x) is that of the whole list y of which words stand in the caption, as it was trained.
+    log p(y | x) is that of the whole list y of which words stand in the caption, as it was trained. With the ``grid``
+    that is walked over, the gradient moves the mean of a step of `ddpm` (``classifier_guidance``).
     """
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
@@ -39,7 +40,7 @@ def by_classifier(classifier: Classifier, scale: float) -> Steer:
             logits = classifier(unit(x, level), t).float()  # (B, K)
             return -binary_cross_entropy_with_logits(logits, said.to(x.device), reduction="none").sum(dim=1)
 
-        return classifier_guidance(denoise, log_prob, scale)
+        return classifier_guidance(denoise, log_prob, scale, grid)
 
     return steer
 

@@ -5,6 +5,7 @@ when to trust them is told in docs/evaluation.md.
 """
 
 import argparse
+from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,21 @@ from ldm.cli import (
 )
 from ldm.config import load, to_dict
 from ldm.evaluation.benchmark import read_folder
-from ldm.evaluation.evaluation import Drawer, score_model, score_pictures, with_general, with_held_out, with_sweeps
+from ldm.evaluation.evaluation import (
+    Drawer,
+    score_autoencoder,
+    score_model,
+    score_pictures,
+    with_autoencoder,
+    with_general,
+    with_held_out,
+    with_sweeps,
+)
 from ldm.evaluation.general import Sources
-from ldm.evaluation.prompts import TRAINING_SEED, prompt_set, read_prompts
+from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, Prompt, prompt_set, read_prompts
 from ldm.evaluation.report import Report, check_out, write_report
-from ldm.folders import CONFIG, digest, load_model, shipped_model
+from ldm.folders import CONFIG, digest, holds_autoencoder, load_autoencoder, load_model, shipped_model
+from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.sampling import Sampling
 from ldm.training.optim import resolve_precision
@@ -36,9 +47,15 @@ PROMPTS, SWEPT = 50, 10  # of each category, in all and at each value of a sweep
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     what = parser.add_argument_group("what to score")
-    what.add_argument("model", nargs="?", type=Path, help="a model folder; the shipped model if left out")
+    what.add_argument(
+        "model", nargs="?", type=Path, help="a model's folder, or an autoencoder's alone; the shipped model if left out"
+    )
     count = f"{PROMPTS} if left out, of each of 10 categories"
     what.add_argument("--prompts-per-category", type=int, metavar="N", help=count)
+    what.add_argument(
+        "--prompt-seed", type=int, metavar="N", help="draw other prompts of the same kinds than the benchmark's"
+    )
+    what.add_argument("--categories", metavar="NAME,...", help="prompts of these categories alone")
     what.add_argument("--prompts", type=Path, metavar="FILE", help="prompts of your own, one on each line")
     what.add_argument("--images", type=Path, metavar="DIR", help="pictures of another program, one a prompt, by name")
     what.add_argument("--write-prompts", type=Path, metavar="FILE", help="write the prompts for --images and leave")
@@ -74,51 +91,85 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    given = given_sampling(args)
     check_together(args)
-    count = PROMPTS if args.prompts_per_category is None else args.prompts_per_category
-    prompts = read_prompts(args.prompts) if args.prompts else prompt_set(count)
+    prompts, whose = asked_for(args)
     if args.write_prompts:
         with args.write_prompts.open("x", encoding="utf-8") as file:
             file.writelines(f"{prompt.text}\n" for prompt in prompts)
         print(f"{len(prompts)} prompts in {args.write_prompts}")
         return
-    seed = args.seed or 0
-    check_seed(seed, len(prompts))
+    check_seed(args.seed or 0, len(prompts))
     out, sources = check_out(args.out), read_sources(args)
     reference = read_folder(args.reference) if args.reference else None
     asked = sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:10]
-    what: dict[str, Any] = {"prompts": f"{len(prompts)} ({args.prompts or 'the benchmark'}, {asked})"}
-    model = None
+    what: dict[str, Any] = {"prompts": f"{len(prompts)} ({whose}, {asked})"}
+    folder = args.model or shipped_model()
+    drawing_asked = (*given_sampling(args), args.seed is not None, args.precision, *steering_of(args))
     if args.images:
-        drawn_by = (args.model, given, args.seed is not None, args.precision, args.device)
-        steered_by = (args.classifier, args.worse, args.also, args.perp_neg)
-        if any((*drawn_by, *steered_by)) or args.sweep or args.likelihood:
+        if args.model or args.device or any(drawing_asked) or args.sweep or args.likelihood:
             raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
         report = score_pictures(prompts, read_folder(args.images, len(prompts)), {"model": str(args.images), **what})
-        write_report(out, report)
+        general = partial(with_general, sources=sources, reference=reference)
+    elif holds_autoencoder(folder):
+        if any(drawing_asked) or args.sweep or args.likelihood:
+            raise ValueError(f"{folder} is an autoencoder alone; leave out --sweep and the options of drawing")
+        autoencoder, run = load_autoencoder(folder, device_of(args.device))
+        report = score_autoencoder(autoencoder, prompts, {**described(folder), **what}, run.data.size)
+        general = partial(with_autoencoder, autoencoder=autoencoder, sources=sources, reference=reference)
     else:
-        folder = args.model or shipped_model()
         model = load_model(folder, device_of(args.device))
-        model.sampling = model.sampling.but(*given)
-        sweeps = read_sweeps(args.sweep, model.sampling)
-        steer, steering = given_steering(args, model)
-        precision = args.precision or resolve_precision("auto", model.device)
-        draw, run = Drawer(model, seed, precision, steer), load(Run, folder / CONFIG)
-        steered = {"steering": steering} if steering else {}
-        report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
-        write_report(out, report)  # what may fail or be broken off below loses nothing
-        # what a model is chosen by is not what it is judged by
-        count = SWEPT if args.sweep_prompts is None else args.sweep_prompts
-        few = prompts if args.prompts else prompt_set(count, TRAINING_SEED)
-        report = with_sweeps(report, draw, few, sweeps)
-        report = with_held_out(report, model, run, likelihood=args.likelihood)
-        write_report(out, report)
-    if args.general or sources != Sources() or reference is not None:
-        report = with_general(report, sources, reference=reference, model=model)
+        report = of_model(args, model, prompts, what, out)
+        general = partial(with_general, sources=sources, reference=reference, autoencoder=model.autoencoder)
+    write_report(out, report)
+    if args.general or sources != Sources() or reference is not None or holds_autoencoder(folder):
+        report = general(report)
         write_report(out, report)
     tell(report)
     print(f"report: {out / 'report.html'}")
+
+
+def of_model(
+    args: argparse.Namespace, model: TextToImage, prompts: list[Prompt], what: dict[str, Any], out: Path
+) -> Report:
+    """The report of what ``model`` draws, with what else was asked of it; what is found first is written to ``out``."""
+    folder = args.model or shipped_model()
+    model.sampling = model.sampling.but(*given_sampling(args))
+    sweeps = read_sweeps(args.sweep, model.sampling)
+    steer, steering = given_steering(args, model, model.sampling)
+    precision = args.precision or resolve_precision("auto", model.device)
+    draw, run = Drawer(model, args.seed or 0, precision, steer), load(Run, folder / CONFIG)
+    steered = {"steering": steering} if steering else {}
+    report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
+    write_report(out, report)  # what may fail or be broken off below loses nothing
+    # what a model is chosen by is not what it is judged by
+    count = SWEPT if args.sweep_prompts is None else args.sweep_prompts
+    few = prompts if args.prompts else of_categories(args, prompt_set(count, TRAINING_SEED))
+    report = with_sweeps(report, draw, few, sweeps)
+    return with_held_out(report, model, run, likelihood=args.likelihood)
+
+
+def asked_for(args: argparse.Namespace) -> tuple[list[Prompt], str]:
+    """The prompts to score, and in words whose they are."""
+    if args.prompts:
+        return read_prompts(args.prompts), str(args.prompts)
+    seed = SEED if args.prompt_seed is None else args.prompt_seed
+    if not 0 <= seed < 2**63:
+        raise ValueError(f"--prompt-seed {seed} is not a number from 0 to 2^63 - 1")
+    prompts = prompt_set(PROMPTS if args.prompts_per_category is None else args.prompts_per_category, seed)
+    return of_categories(args, prompts), "the benchmark" if seed == SEED else f"the benchmark's kinds, seed {seed}"
+
+
+def of_categories(args: argparse.Namespace, prompts: list[Prompt]) -> list[Prompt]:
+    """Those of ``prompts`` whose category is asked for."""
+    names = [name.strip() for name in args.categories.split(",")] if args.categories else [*CATEGORIES]
+    if unknown := [name for name in names if name not in CATEGORIES]:
+        raise ValueError(f"--categories '{unknown[0]}' is not one of {', '.join(CATEGORIES)}")
+    return [prompt for prompt in prompts if prompt.category in names]
+
+
+def steering_of(args: argparse.Namespace) -> tuple[Any, ...]:
+    """The options of what else than the prompt steers, empty where not given."""
+    return args.classifier, args.worse, args.also, args.perp_neg
 
 
 def read_sweeps(texts: list[str], sampling: Sampling) -> dict[str, list[float]]:
@@ -139,8 +190,12 @@ def read_sweeps(texts: list[str], sampling: Sampling) -> dict[str, list[float]]:
 
 def check_together(args: argparse.Namespace) -> None:
     """A ValueError where an option stands without the one it belongs to, or beside one that makes it void."""
-    if args.prompts and args.prompts_per_category is not None:
-        raise ValueError("--prompts are all there is to draw; leave out --prompts-per-category")
+    others = {"--prompts-per-category": args.prompts_per_category, "--prompt-seed": args.prompt_seed}
+    for option, value in {**others, "--categories": args.categories}.items():
+        if args.prompts and value is not None:
+            raise ValueError(f"--prompts are all there is to draw; leave out {option}")
+    if args.sweep and args.classifier_form == "mean":
+        raise ValueError("--classifier-form mean goes by the levels of one grid; leave out --sweep, or the form")
     if args.sweep_prompts is not None and (args.prompts or not args.sweep):
         raise ValueError(f"--sweep-prompts {args.sweep_prompts} are of a --sweep without --prompts; leave them out")
     if args.clip_weights and not args.clip:

@@ -3,9 +3,12 @@
 import pytest
 import torch
 
+from ldm.diffusion.grids import uniform
+from ldm.diffusion.posterior import posterior
 from ldm.diffusion.schedules import SCHEDULES
+from ldm.samplers.ddim import ddpm
 from ldm.steering import by_classifier
-from ldm.types import Prediction
+from ldm.types import Grid, Prediction
 
 PROMPTS = ["a red star", "two rings", "a red ring"]
 SAID = torch.tensor([[True, True, False], [False, False, True], [True, False, True]])  # (B, K)
@@ -35,6 +38,26 @@ def test_a_classifier_steers_along_the_gradient_of_what_the_prompt_says(schedule
     missing = SAID.double() - torch.sigmoid(classifier(x / level.norm, None))  # (B, K)
     gradient = torch.einsum("bk,kchw->bchw", missing, classifier.rows) / level.norm
     torch.testing.assert_close(steered - plain, 1.5 * level.sigma**2 / level.alpha * gradient)
+
+
+def test_given_the_grid_a_classifier_moves_the_mean_of_a_step_by_its_variance_times_the_gradient():
+    """Dhariwal & Nichol 2021 (arXiv:2105.05233), alg. 1."""
+    schedule, classifier = SCHEDULES["linear"]().build(), Linear()
+    grid = uniform(schedule, 10)
+    now, to = grid[4:6]
+    x, x0 = torch.randn(2, 3, 2, 4, 4, dtype=torch.float64)
+
+    def mean(denoise):
+        return ddpm(denoise, x, Grid([now, to], schedule), lambda: torch.zeros_like(x))
+
+    def plain(x, level):
+        return Prediction(x0)
+
+    missing = SAID.double() - torch.sigmoid(classifier(x / now.norm, None))  # (B, K)
+    gradient = torch.einsum("bk,kchw->bchw", missing, classifier.rows) / now.norm
+    _, variance = posterior(x0, x, now, to)
+    steered = by_classifier(classifier, 1.5, grid)(plain, PROMPTS)
+    torch.testing.assert_close(mean(steered) - mean(plain), 1.5 * variance * gradient)
 
 
 @pytest.mark.parametrize(("scale", "sign"), [(0.1, 1), (-0.1, -1)])

@@ -110,6 +110,16 @@ def thresholded(x0: Tensor, x0_cond: Tensor, quantile: float) -> Tensor:
     return x0.clamp(-reach, reach) * (limit / reach)
 
 
+def clipped(denoise: Denoise, limit: float) -> Denoise:
+    """``denoise`` whose x0 is cut to [-``limit``, ``limit``], as DDPM's code does with pixels of [-1, 1]."""
+
+    def cut(x: Tensor, level: Level) -> Prediction:
+        said = denoise(x, level)
+        return said._replace(x0=said.x0.clamp(-limit, limit))
+
+    return cut
+
+
 def guided(alone: Denoise, pair: Pair, guidance: float | GuidanceConfig) -> Denoise:
     """Denoise as ``guidance``, a scale or a config, makes of a ``pair`` of predictions.
 

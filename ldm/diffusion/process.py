@@ -13,6 +13,7 @@ from ldm.diffusion.targets import TARGETS, Target, to_x0
 from ldm.types import Condition, Denoise, Level, Prediction, Schedule
 
 MAX_SEEN = 3.0  # standard deviation of what a network sees, for x0 of 1
+MIN_LAST = 2.0  # sigma / alpha at t = 1
 
 
 @dataclass
@@ -36,7 +37,15 @@ class ProcessConfig:
                 raise ValueError(f"{name} {getattr(self, name)} is not in [0, 10); try {name}=0.1")
 
     def check(self, schedule: Schedule) -> None:
-        """A ValueError, before a training, where ``schedule`` lets x grow and the network would see it so."""
+        """A ValueError, before a training, where ``schedule`` lets x grow and the network would see it so.
+
+        Or where it hides so little that drawing, which starts from noise alone, would start from what was never seen.
+        """
+        if (last := schedule.level(1.0)).nsr < MIN_LAST:
+            raise ValueError(
+                f"at t = 1 this schedule has {last.alpha / last.norm:.2f} of the data left, and drawing starts from "
+                "noise alone; take more steps, or of a table schedule.scaled=true or schedule.zero_snr=true"
+            )
         if (most := schedule.level(1.0).norm) > MAX_SEEN and not self.unit_input:
             raise ValueError(
                 f"with this schedule the network sees values of {most:.0f}, and it learns from those of 1; "

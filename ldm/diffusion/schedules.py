@@ -116,10 +116,15 @@ class TableConfig(ABC):
 
 @dataclass
 class BetaRange(TableConfig):
-    """Betas from a first to a last one; how they get there is a subclass's ``rise``."""
+    """Betas from a first to a last one; how they get there is a subclass's ``rise``.
+
+    With ``scaled`` they are those of a table of a thousand, multiplied by 1000 / steps, so that one of any length ends
+    with about as much noise (iDDPM, Nichol & Dhariwal 2021, arXiv:2102.09672, in its code).
+    """
 
     beta_start: float = 1e-4
     beta_end: float = 0.02
+    scaled: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,7 +133,8 @@ class BetaRange(TableConfig):
                 raise ValueError(f"beta {beta} is not between 0 and 1; try beta_start=1e-4 beta_end=0.02")
 
     def betas(self) -> Row:
-        return self.rise(np.linspace(0, 1, self.steps))
+        betas = self.rise(np.linspace(0, 1, self.steps))
+        return np.minimum(betas * 1_000 / self.steps, self.max_beta) if self.scaled else betas
 
     @abstractmethod
     def rise(self, s: Row) -> Row:

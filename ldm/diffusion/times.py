@@ -72,15 +72,18 @@ class LogitNormalConfig:
 
 @dataclass
 class LogNormalConfig:
-    """Noise-to-signal ratios whose logarithm is normal (Karras et al. 2022, arXiv:2206.00364, Table 1)."""
+    """Noise-to-signal ratios whose logarithm is normal (Karras et al. 2022, arXiv:2206.00364, Table 1).
 
-    mean: float = -1.2  # of log(sigma / alpha)
+    The paper's mean of -1.2 is for data of standard deviation 0.5: log(2) less than it is for the same of 1.
+    """
+
+    mean: float = -0.5  # of log(sigma / alpha)
     std: float = 1.2
 
     def __post_init__(self) -> None:
         if not 0 < self.std < float("inf") or not abs(self.mean) < float("inf"):
             raise ValueError(
-                f"mean {self.mean} and std {self.std} are not a number and a positive number; try -1.2, 1.2"
+                f"mean {self.mean} and std {self.std} are not a number and a positive number; try -0.5, 1.2"
             )
 
     def build(self, schedule: Schedule) -> TimeSampler:

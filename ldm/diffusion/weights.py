@@ -16,20 +16,20 @@ from torch import Tensor
 from ldm.diffusion.targets import gain
 from ldm.types import Level, Schedule, Target
 
-H = 1e-2  # half of the stretch of time over which the rate is measured, as a share of the time
-MIN_ALPHA = 1e-12
+H = 1e-2  # half of the stretch of time over which the rate is measured, as a share of the way to the nearer end
+LAST = 1 - 1e-3  # the rate's last time: where a schedule ends without signal, log(snr) falls without bound
 
 
 def rate(schedule: Schedule, t: Tensor) -> Tensor:
-    """-d log(snr) / dt at times ``t`` (B,) in (0, 1], by differences: (B, 1, 1, 1)."""
-    soon, late = t.double() * (1 - H), (t.double() * (1 + H)).clamp(max=1.0)  # (B,)
-    fall = _log_snr(schedule.level(soon)) - _log_snr(schedule.level(late))  # (B, 1, 1, 1)
-    return (fall / (late - soon).view(-1, 1, 1, 1)).float()
+    """-d log(snr) / dt at times ``t`` (B,) in (0, 1], or ``LAST`` if that is before: (B, 1, 1, 1), by differences."""
+    middle = t.double().clamp(max=LAST)  # (B,)
+    half = H * torch.minimum(middle, 1 - middle)  # (B,)
+    fall = _log_snr(schedule.level(middle - half)) - _log_snr(schedule.level(middle + half))  # (B, 1, 1, 1)
+    return (fall / (2 * half).view(-1, 1, 1, 1)).float()
 
 
 def _log_snr(level: Level) -> Tensor:
-    alpha, sigma = torch.as_tensor(level.alpha), torch.as_tensor(level.sigma)
-    return 2 * (alpha.clamp(min=MIN_ALPHA).log() - sigma.log())
+    return 2 * (torch.as_tensor(level.alpha).log() - torch.as_tensor(level.sigma).log())
 
 
 class Weight(ABC):

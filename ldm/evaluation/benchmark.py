@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ldm.autoencoders import Autoencoder
 from ldm.data.draw import draw
-from ldm.data.scene import HELD_OUT, TRAINED, Scene, draw_scene
+from ldm.data.scene import HELD_OUT, SIDE, TRAINED, Scene, draw_scene
 from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, from_bytes, read_image, to_bytes
 from ldm.evaluation.prompts import SEED, STREAM, Prompt
 from ldm.evaluation.reader import read
@@ -112,8 +112,8 @@ def read_folder(folder: Path, count: int | None = None) -> Pictures:
     """The pictures of a folder in the order of their names, 2.png before 10.png, all squares of one size: (N, S, S, 3).
 
     Raises:
-        ValueError: there are not ``count``, or not all exact (PNG, BMP), where that is given; one cannot be read or
-            differs in size.
+        ValueError: there are not ``count``, or not all exact (PNG, BMP) and of 64 pixels a side, where that is given;
+            one cannot be read or differs in size.
     """
     if not folder.is_dir():
         raise ValueError(f"{folder} is not a folder of pictures")
@@ -134,6 +134,8 @@ def read_folder(folder: Path, count: int | None = None) -> Pictures:
         if pictures[-1].shape != (pictures[0].shape[0],) * 2 + (3,):
             height, width = pictures[-1].shape[:2]
             raise ValueError(f"{path} has {width} x {height} pixels; all must be squares of one size")
+        if count is not None and len(pictures[-1]) < SIDE:
+            raise ValueError(f"{path} has {len(pictures[-1])} pixels a side, too few to read; draw at least {SIDE:g}")
     return np.stack(pictures)
 
 

@@ -7,11 +7,12 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
+from ldm.autoencoders import Autoencoder
 from ldm.data.latents import Latents
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
-from ldm.evaluation.benchmark import Pictures, ceiling, drawn_by, floor, mark, true_pictures
-from ldm.evaluation.general import Sources, general
+from ldm.evaluation.benchmark import Pictures, ceiling, drawn_by, floor, mark, through, true_pictures
+from ldm.evaluation.general import Found, Sources, general, of_autoencoder
 from ldm.evaluation.likelihood import BOUND_SAMPLES, likelihoods
 from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.report import Report
@@ -70,13 +71,20 @@ def score_model(draw: Drawer, run: Run, prompts: list[Prompt], what: dict[str, A
     )
 
 
+def score_autoencoder(autoencoder: Autoencoder, prompts: list[Prompt], what: dict[str, Any], size: int) -> Report:
+    """The report of a first stage alone, its ceiling in the score's place; pictures have ``size`` pixels a side."""
+    report = score_pictures(prompts, through(autoencoder, true_pictures(prompts, size)), what)
+    note = "These are true pictures that went through the autoencoder: the score is the ceiling of a model with it."
+    return replace(report, notes=[note])
+
+
 def with_sweeps(report: Report, draw: Drawer, prompts: list[Prompt], sweeps: dict[str, list[float]]) -> Report:
     """The report with a score on ``prompts`` for each value of each setting that is swept."""
 
     def score(setting: str) -> Score:
         return mark(prompts, draw(prompts, setting, setting)).score
 
-    scores = {key: {value: score(f"{key}={value:g}") for value in sorted(values)} for key, values in sweeps.items()}
+    scores = {key: {value: score(f"{key}={value}") for value in sorted(values)} for key, values in sweeps.items()}
     return replace(report, sweeps=scores)
 
 
@@ -97,15 +105,27 @@ def with_held_out(report: Report, model: TextToImage, run: Run, *, likelihood: b
 
 
 def with_general(
-    report: Report, sources: Sources, *, reference: Pictures | None = None, model: TextToImage | None = None
+    report: Report, sources: Sources, *, reference: Pictures | None = None, autoencoder: Autoencoder | None = None
 ) -> Report:
     """The report with tables of the general metrics; ``reference`` is true pictures of the prompts if left out."""
     pictures = report.marked.pictures
     if reference is None:
         reference = true_pictures(report.prompts, pictures.shape[1])
     captions = [prompt.text for prompt in report.prompts]
-    tables, notes = general(pictures, captions, reference=reference, sources=sources, model=model)
-    return replace(report, tables={**report.tables, **tables}, notes=[*report.notes, *notes])
+    return _with(report, general(pictures, captions, reference=reference, sources=sources, autoencoder=autoencoder))
+
+
+def with_autoencoder(
+    report: Report, autoencoder: Autoencoder, sources: Sources, *, reference: Pictures | None = None
+) -> Report:
+    """The report with what ``autoencoder`` does to ``reference``, true pictures of the prompts if left out."""
+    if reference is None:
+        reference = true_pictures(report.prompts, report.marked.pictures.shape[1])
+    return _with(report, of_autoencoder(autoencoder, reference, sources))
+
+
+def _with(report: Report, found: Found) -> Report:
+    return replace(report, tables={**report.tables, **found.tables}, notes=[*report.notes, *found.notes])
 
 
 def _beyond_its_world(run: Run, report: Report) -> list[str]:

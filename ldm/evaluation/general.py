@@ -1,18 +1,18 @@
 """The field's general metrics of one evaluation, as tables for its report; what is not at hand is noted, not fatal."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 
+from ldm.autoencoders import Autoencoder
 from ldm.evaluation.autoencoder import autoencoder_report
 from ldm.evaluation.benchmark import Pictures, shuffled
 from ldm.evaluation.clip_score import Clip, clip_score, load_open_clip, load_own_clip
 from ldm.evaluation.distances import Inception, distances, features
 from ldm.evaluation.reconstruction import Lpips
-from ldm.pipeline import TextToImage
 
 T = TypeVar("T")
 
@@ -31,43 +31,69 @@ class Sources:
 Tables = dict[str, dict[str, Any]]
 
 
-def general(
-    pictures: Pictures, captions: list[str], *, reference: Pictures, sources: Sources, model: TextToImage | None = None
-) -> tuple[Tables, list[str]]:
-    """Tables of figures by title, and a note on each metric that could not be had.
+@dataclass(frozen=True)
+class Found:
+    """Tables of figures by title, and a note on each metric that could not be had."""
 
-    ``reference`` (N, S, S, 3) are true pictures: FID and KID compare with them, and the autoencoder of ``model`` is
-    measured on them. The networks work on the model's device.
-    """
-    device = model.device if model is not None else torch.device("cpu")
-    tables: Tables = {}
-    notes: list[str] = []
+    tables: Tables = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
 
-    def attempt(title: str, measure: Callable[[], T]) -> T | None:
+    def attempt(self, title: str, measure: Callable[[], T]) -> T | None:
+        """What ``measure`` gives; None, and a note, where what it needs is not at hand."""
         try:
             return measure()
         except (ValueError, OSError) as error:
-            notes.append(f"{title} left out: {error}")
+            self.notes.append(f"{title} left out: {error}")
             return None
 
-    inception = attempt("FID and KID", lambda: Inception(sources.inception).eval().to(device))
+
+def general(
+    pictures: Pictures,
+    captions: list[str],
+    *,
+    reference: Pictures,
+    sources: Sources,
+    autoencoder: Autoencoder | None = None,
+) -> Found:
+    """FID, KID and the CLIP score, and what ``autoencoder`` does to ``reference`` where one is given.
+
+    ``reference`` (N, S, S, 3) are true pictures, with which FID and KID compare. The networks work on the
+    autoencoder's device.
+    """
+    device = autoencoder.mean.device if autoencoder is not None else torch.device("cpu")
+    found = Found()
+    inception = found.attempt("FID and KID", lambda: Inception(sources.inception).eval().to(device))
     if inception is not None:
-        distance = attempt(
+        distance = found.attempt(
             "FID and KID", lambda: distances(features(pictures, inception), features(reference, inception))
         )
-        tables |= {"FID and KID": distance} if distance else {}
-    score = attempt("CLIP score", lambda: _clip_score(_clip(sources, device), pictures, captions))
-    tables |= {"CLIP score": score} if score else {}
-    if model is not None:
-        lpips = attempt("LPIPS", lambda: Lpips(sources.lpips).eval().to(device))
-        found = attempt(
-            "Autoencoder",
-            lambda: autoencoder_report(model.autoencoder, reference, lpips=lpips, inception=inception).figures(),
-        )
-        if found is not None:
-            own = found.pop("bottleneck")
-            tables["Autoencoder"] = {**found, **own}
-    return tables, notes
+        found.tables.update({"FID and KID": distance} if distance else {})
+    score = found.attempt("CLIP score", lambda: _clip_score(_clip(sources, device), pictures, captions))
+    found.tables.update({"CLIP score": score} if score else {})
+    if autoencoder is not None:
+        _add_autoencoder(found, autoencoder, reference, sources, inception)
+    return found
+
+
+def of_autoencoder(autoencoder: Autoencoder, reference: Pictures, sources: Sources) -> Found:
+    """What ``autoencoder`` does to the pictures ``reference`` (N, S, S, 3)."""
+    found = Found()
+    inception = found.attempt("rFID", lambda: Inception(sources.inception).eval().to(autoencoder.mean.device))
+    _add_autoencoder(found, autoencoder, reference, sources, inception)
+    return found
+
+
+def _add_autoencoder(
+    found: Found, autoencoder: Autoencoder, reference: Pictures, sources: Sources, inception: Inception | None
+) -> None:
+    lpips = found.attempt("LPIPS", lambda: Lpips(sources.lpips).eval().to(autoencoder.mean.device))
+    figures = found.attempt(
+        "Autoencoder",
+        lambda: autoencoder_report(autoencoder, reference, lpips=lpips, inception=inception).figures(),
+    )
+    if figures is not None:
+        own = figures.pop("bottleneck")
+        found.tables["Autoencoder"] = {**figures, **own}
 
 
 def _clip_score(clip: Clip, pictures: Pictures, captions: list[str]) -> dict[str, Any]:

@@ -92,7 +92,9 @@ def prompt_set(per_category: int, seed: int = SEED) -> list[Prompt]:
 
 
 def read_prompts(path: Path) -> list[Prompt]:
-    """The prompts of a text file, one on each line, all of the category "prompts".
+    """The prompts of a text file, one on each line: of the benchmark's categories where they are its own, in its order.
+
+    Else all are of the category "prompts".
 
     Raises:
         ValueError: a line says nothing about a scene of the shapes world; the message names it.
@@ -107,4 +109,5 @@ def read_prompts(path: Path) -> list[Prompt]:
                 raise ValueError(f"{path}, line {number}: {error}") from error
     if not prompts:
         raise ValueError(f"{path} holds no prompt; write one on each line")
-    return prompts
+    own = prompt_set(-(-len(prompts) // len(CATEGORIES)))
+    return own if [prompt.text for prompt in own] == [prompt.text for prompt in prompts] else prompts

@@ -47,18 +47,21 @@ class HeunConfig:
 
 @dataclass
 class EDMConfig:
-    """Heun's method with churn (Karras et al. 2022, arXiv:2206.00364, alg. 2), as for ImageNet (Table 5)."""
+    """Heun's method with churn (Karras et al. 2022, arXiv:2206.00364, alg. 2), as for ImageNet (Table 5).
+
+    The paper's S_min of 0.05 and S_max of 50 are for data of standard deviation 0.5, and these for the same of 1.
+    """
 
     churn: float = 40.0  # S_churn; 0 is ``heun``
-    s_min: float = 0.05  # only levels whose nsr lies between these are churned
-    s_max: float = 50.0
+    s_min: float = 0.1  # only levels whose nsr lies between these are churned
+    s_max: float = 100.0
     s_noise: float = 1.003  # size of the new noise; above 1 for networks that remove a little too much
 
     def __post_init__(self) -> None:
         if not 0 <= self.churn < inf:
             raise ValueError(f"churn {self.churn} is not a number from 0 on; try churn=40")
         if not 0 <= self.s_min <= self.s_max:
-            raise ValueError(f"s_min {self.s_min} and s_max {self.s_max} are not 0 <= s_min <= s_max; try 0.05 and 50")
+            raise ValueError(f"s_min {self.s_min} and s_max {self.s_max} are not 0 <= s_min <= s_max; try 0.1 and 100")
         if not 0 < self.s_noise < inf:
             raise ValueError(f"s_noise {self.s_noise} is not a positive number; try s_noise=1.003")
 

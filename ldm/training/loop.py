@@ -163,8 +163,7 @@ class Trainer:
         """What a loss moves by itself: buffers of the networks and of what is learned besides, and codebooks."""
         parts = (*(learner.network for learner in self.learners), self.task.learned)
         buffers = [value for part in parts for value in part.buffers()]
-        books = [module.codebook for part in parts for module in part.modules() if isinstance(module, VectorQuantizer)]
-        return buffers + [book.detach() for book in books]
+        return buffers + [book for part in parts for book in _codebooks(part)]
 
     def _update(self, norms: dict[str, Tensor], sound: bool, micro: list[MicroStep], before: list[Tensor]) -> None:
         """Step every learner and the average, or none where a rank's loss is not ``sound`` or a norm not finite.
@@ -178,6 +177,8 @@ class Trainer:
             learner.update(finite=finite, overflow=overflow)
         if finite and self.average is not None:
             self.average.update_parameters(self.network)
+            for mean, book in zip(_codebooks(self.average.module), _codebooks(self.network), strict=True):
+                mean.copy_(book)  # a code that was replaced is not the mean of what it was and is
         self.skipped = 0 if finite else self.skipped + 1
         if not finite:
             for value, was in zip(self._moved(), before, strict=True):
@@ -265,6 +266,10 @@ class Trainer:
         if self.log is not None:
             self.log.write(self.step, **values)
             self.accelerator.log(values, step=self.step)
+
+
+def _codebooks(network: nn.Module) -> list[Tensor]:
+    return [module.codebook.detach() for module in network.modules() if isinstance(module, VectorQuantizer)]
 
 
 def _seed(seed: int, micro: int, rank: int) -> int:

@@ -43,7 +43,7 @@ class TrainConfig:
     validate_samples: int = 512  # how many held-out samples a validation looks at
     sample_every: int = 1_000
     score_every: int = 0  # 0 for never; the denoiser's score on the shapes benchmark, by which the best is kept
-    score_prompts: int = 100  # how many prompts a score looks at
+    score_prompts: int = 100  # how many prompts a score looks at, rounded up to as many of each of 10 categories
     save_every: int = 500
     keep: int = 2  # checkpoints
     tracker: str = ""  # an accelerate tracker besides the log file: tensorboard, wandb, ...

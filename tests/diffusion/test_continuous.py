@@ -39,7 +39,7 @@ def test_vp_is_the_limit_of_the_linear_table(t):
 
 
 def test_ve_edm_and_flow_are_diffusers_levels():
-    ve, edm = SCHEDULES["ve"]().build(), SCHEDULES["edm"]().build()
+    ve, edm = SCHEDULES["ve"]().build(), SCHEDULES["edm"](sigma_min=0.002, sigma_max=80.0).build()
     theirs = ScoreSdeVeScheduler(num_train_timesteps=11, sigma_min=0.01, sigma_max=50.0, sampling_eps=0.0)
     ours = [ve.level(i / 10).sigma for i in range(11)]
     np.testing.assert_allclose(ours, theirs.discrete_sigmas, rtol=1e-5)

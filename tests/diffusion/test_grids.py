@@ -89,7 +89,7 @@ def test_log_snr_levels_are_diffusers_exponential_ones():
 
 
 def test_karras_levels_between_edms_ends_are_edms():
-    edm = SCHEDULES["edm"]().build()
+    edm = SCHEDULES["edm"](sigma_min=0.002, sigma_max=80.0).build()
     theirs = EDMEulerScheduler(sigma_min=0.002, sigma_max=80.0)
     theirs.set_timesteps(18)
     np.testing.assert_allclose(nsrs(GRIDS["karras"](t_min=0.0)(edm, 18)), theirs.sigmas, rtol=1e-5, atol=1e-7)

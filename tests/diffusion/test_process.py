@@ -48,6 +48,13 @@ def process(target="v", **changes):
     return Process(SCHEDULE, TARGETS[target], **changes)
 
 
+def test_a_schedule_that_hides_too_little_is_refused_before_a_training():
+    with pytest.raises(ValueError, match=r"0\.60 of the data left.*schedule\.scaled=true"):
+        ProcessConfig().check(SCHEDULES["linear"](steps=100).build())
+    for schedule in (SCHEDULES["linear"](steps=100, scaled=True), SCHEDULES["linear"](steps=100, zero_snr=True)):
+        ProcessConfig().check(schedule.build())
+
+
 every_target = pytest.mark.parametrize("target", TARGETS)
 
 
@@ -241,6 +248,6 @@ def test_an_impossible_process_is_refused(change):
 @pytest.mark.parametrize("name", ["ve", "edm"])
 def test_a_schedule_that_lets_x_grow_is_refused_to_a_network_that_would_see_it_so(name):
     schedule = SCHEDULES[name]().build()
-    with pytest.raises(ValueError, match=r"sees values of (50|80), .*process\.unit_input=true"):
+    with pytest.raises(ValueError, match=r"sees values of (50|160), .*process\.unit_input=true"):
         ProcessConfig().check(schedule)
     ProcessConfig(unit_input=True).check(schedule)

@@ -92,6 +92,19 @@ def test_a_table_is_diffusers_table(name):
     np.testing.assert_allclose(at_steps(config), product(theirs), atol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [50, 400, 4_000])
+def test_scaled_betas_end_with_as_much_noise_whatever_the_length(steps):
+    """iDDPM's linear betas, 1000 / N times those of a thousand (its code, which cuts none: none here reaches 0.999)."""
+    scaled = SCHEDULES["linear"](steps=steps, scaled=True)
+    betas = np.linspace(0.1 / steps, 20 / steps, steps)
+    np.testing.assert_allclose(at_steps(scaled), np.cumprod(1 - betas), rtol=1e-9)
+    assert scaled.build().level(1.0).alpha < 0.01 < SCHEDULES["linear"](steps=50).build().level(1.0).alpha
+
+
+def test_scaled_betas_of_a_few_steps_are_cut():
+    assert SCHEDULES["linear"](steps=10, scaled=True).build().level(1.0).alpha > 0
+
+
 @pytest.mark.parametrize("name", ["linear", "scaled_linear", "cosine"])
 def test_a_table_that_ends_without_signal_is_diffusers(name):
     config = SCHEDULES[name](zero_snr=True)

@@ -135,6 +135,14 @@ def test_the_rate_is_right_next_to_the_data():
     torch.testing.assert_close(rate(SCHEDULES["vp"]().build(), t).flatten().double(), fall, rtol=0.02, atol=0)
 
 
+def test_the_rate_is_right_next_to_the_noise():
+    """The straight line's, 2 / (t (1 - t)), which is without bound: after 0.999 it is that of 0.999."""
+    t = torch.tensor([0.9, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0])
+    seen = t.double().clamp(max=0.999)
+    got = rate(SCHEDULES["flow"]().build(), t).flatten().double()
+    torch.testing.assert_close(got, 2 / (seen * (1 - seen)), rtol=2e-3, atol=0)
+
+
 def test_weights_are_finite_where_no_signal_is_left():
     level = Level(torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1, 1), torch.ones(1, 1, 1, 1))
     for name, weight in WEIGHTS.items():

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from ldm.config import load, to_yaml
+from ldm.evaluation.score import Share
 from ldm.run import Run
 
 PATH = Path(__file__).parents[2] / "benchmarks" / "learning_curve.py"
@@ -16,7 +17,7 @@ SPEC.loader.exec_module(BENCHMARK)
 
 
 def run_with(folder, lines):
-    run = load(Run, None, ["train_ldm.batch=30", "train_ldm.accumulate=2"])
+    run = load(Run, None, ["train_ldm.batch=30", "train_ldm.accumulate=2", "train_ldm.score_every=20"])
     for path, text in (
         ("model/config.yaml", to_yaml(run)),
         ("training/denoiser/log.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
@@ -36,7 +37,12 @@ def test_minutes_are_those_of_the_steps_at_the_speed_that_each_stretch_had(tmp_p
     ]
     found = BENCHMARK.scores(run_with(tmp_path, lines))
     assert list(found) == pytest.approx([2.0, 3.0])
-    assert list(found.values()) == [0.1, 0.4]
+    assert list(found.values()) == [Share(10, 100), Share(40, 100)]
+
+
+def test_pictures_of_several_runs_are_counted_together_at_the_mean_of_their_minutes():
+    runs = [{1.0: Share(10, 100), 2.0: Share(30, 100)}, {3.0: Share(20, 100), 5.0: Share(50, 100)}]
+    assert BENCHMARK.together(runs) == {2.0: Share(30, 200), 3.5: Share(80, 200)}
 
 
 def test_a_run_without_scores_is_refused_with_the_way_out(tmp_path):

@@ -14,6 +14,7 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerAncestralDiscreteScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     IPNDMScheduler,
     PNDMScheduler,
@@ -325,3 +326,16 @@ def test_the_grid_of_trailing_timesteps_is_uniform():
     scheduler.set_timesteps(20)
     ours_, theirs_ = uniform(TABLE, 20), at_timesteps(scheduler.timesteps)
     assert [level.t for level in ours_] == pytest.approx([level.t for level in theirs_])
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_euler_on_the_straight_line_with_its_velocity(shift, network, start):
+    """Its x and its network's output are ours: the flow's x is not scaled, and F is noise - x0. It keeps float32."""
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
+    scheduler.set_timesteps(STEPS)
+    x = theirs(scheduler, network, start)
+    flow = SCHEDULES["flow"]().build()
+    grid = Grid([flow.level(float(sigma)) for sigma in scheduler.sigmas], flow)
+    assert grid[0] == (1.0, 0.0, 1.0) and grid[-1] == CLEAN
+    got = ours("euler", {}, network, start, grid, target="flow")
+    torch.testing.assert_close(got.float(), x.float(), atol=1e-5, rtol=1e-5)

@@ -36,6 +36,8 @@ MORE = [  # what a sampler's options make another method of; the shipped model d
     ("ddpm", {"variance": "beta"}),
     ("dpm_solver", {"multistep": True}),
     ("dpm_solver_pp", {"multistep": False, "order": 3}),
+    ("dpm_solver_pp", {"order": 3, "eta": 0.0}),
+    ("dpm_solver_pp", {"order": 3, "eta": 1.0}),
 ]
 
 

@@ -24,7 +24,7 @@ from ldm.config import from_dict, load
 from ldm.data.scene import TRAINED
 from ldm.diffusion.learned import ListedConfig
 from ldm.evaluation.benchmark import true_pictures
-from ldm.evaluation.prompts import CATEGORIES, read_prompts
+from ldm.evaluation.prompts import CATEGORIES, SEED, prompt_set, read_prompts
 from ldm.folders import load_model
 from ldm.metadata import read_settings
 from ldm.run import Run
@@ -141,6 +141,17 @@ def test_a_classifier_steers_and_is_named_in_the_image(draw, chain):
     image = draw("--prompt", "a star", *steered, "--classifier-scale", 30)[-1]
     assert read_settings(image).steering == "classifier, scale 30"
     assert abs(pixels(image) - pixels(plain)).max() > 0
+    four = ("--sampler", "ddpm", "--steps", 4)  # the last of them moves nothing, nor does the first, from noise alone
+    by_mean = ("--classifier-form", "mean", *four)
+    image = draw("--prompt", "a star", *steered, "--classifier-scale", 30, *by_mean)[-1]
+    assert read_settings(image).steering == "classifier, scale 30, by the mean"
+    assert abs(pixels(image) - pixels(draw("--prompt", "a star", *four)[-1])).max() > 0
+    for options, told in {
+        (*steered, "--classifier-form", "mean", "--sampler", "ddim"): "give --sampler ddpm",
+        by_mean: "give both",
+    }.items():
+        status, _, errors = call("txt2img.py", "--prompt", "a star", *options, "--ckpt", chain.folder / "model")
+        assert status == 2 and told in errors
     status, _, errors = call("txt2img.py", "--prompt", "a star", *steered, "--outdir", chain.folder / "none")
     assert status == 2 and "latents of another autoencoder" in errors
 
@@ -548,6 +559,31 @@ def test_pictures_of_another_program_are_scored(tmp_path):
     status, printed, errors = call("evaluate.py", *options)
     assert status == 0, errors
     assert "100.0 % of 30 pictures right" in printed
+    figures = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert figures["score"]["categories"].keys() == {*CATEGORIES}
+
+
+def test_other_prompts_of_some_categories_can_be_asked_for(tmp_path):
+    options = ("--prompts-per-category", 2, "--categories", "full, counting")
+    for seed in ((), ("--prompt-seed", 7)):
+        file = tmp_path / f"prompts{len(seed)}.txt"
+        status, printed, errors = call("evaluate.py", "--write-prompts", file, *options, *seed)
+        assert status == 0 and printed.startswith("4 prompts"), errors
+    own, other = (
+        [prompt.text for name in ("counting", "full") for prompt in prompt_set(2, seed) if prompt.category == name]
+        for seed in (SEED, 7)
+    )
+    assert (tmp_path / "prompts0.txt").read_text().splitlines() == own
+    assert (tmp_path / "prompts2.txt").read_text().splitlines() == other != own
+
+
+def test_a_first_stage_is_scored_alone(chain, tmp_path):
+    options = (chain.folder / "autoencoder", "--prompts-per-category", 1, "--out", tmp_path / "report")
+    status, printed, errors = call("evaluate.py", *options)
+    assert status == 0, errors
+    figures = json.loads((tmp_path / "report" / "report.json").read_text())
+    assert figures["score"]["overall"]["of"] == 10 and figures["tables"]["Autoencoder"]["psnr"] > 0
+    assert "true pictures that went through the autoencoder" in printed
 
 
 @pytest.mark.parametrize(
@@ -566,6 +602,11 @@ def test_pictures_of_another_program_are_scored(tmp_path):
         (["--out", "tests"], "tests holds other files"),
         (["--inception", "none.pth"], "--inception none.pth is not there"),
         (["--prompts", "data/prompts.txt", "--prompts-per-category", 3], "leave out --prompts-per-category"),
+        (["--prompts", "data/prompts.txt", "--prompt-seed", 3], "leave out --prompt-seed"),
+        (["--prompt-seed", -1], "--prompt-seed -1 is not a number from 0"),
+        (["--categories", "full,counts"], "--categories 'counts' is not one of single object, two objects, counting"),
+        (["--classifier-form", "mean", "--sweep", "steps=2"], "leave out --sweep, or the form"),
+        (["ldm/assets/shapes64/autoencoder", "--scale", 2], "is an autoencoder alone; leave out"),
         (["--sweep-prompts", 3], "--sweep-prompts 3 are of a --sweep without --prompts"),
         (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
         (["--write-prompts", "README.md"], "README.md"),
@@ -624,6 +665,13 @@ def test_compressed_pictures_are_refused(tmp_path):
     prompts.write_text("a ring\n")
     options = ("--images", tmp_path, "--prompts", prompts, "--out", tmp_path / "report")
     assert_one_line(call("evaluate.py", *options), "save PNG files")
+
+
+def test_pictures_too_small_to_read_are_refused(tmp_path):
+    Image.new("RGB", (32, 32)).save(tmp_path / "0.png")
+    (tmp_path / "prompts.txt").write_text("a ring\n")
+    options = ("--images", tmp_path, "--prompts", tmp_path / "prompts.txt", "--out", tmp_path / "report")
+    assert_one_line(call("evaluate.py", *options), "0.png has 32 pixels a side, too few to read; draw at least 64")
 
 
 def test_a_model_of_a_smaller_world_is_scored_on_that_too(chain, tmp_path):

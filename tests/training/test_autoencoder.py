@@ -211,6 +211,15 @@ def test_a_run_stopped_at_half_goes_on_to_the_same_weights(name, tiny, tmp_path)
         assert torch.equal(value, stopped[key]), key
 
 
+def test_the_average_of_the_weights_has_the_codebook_as_it_is(tiny, tmp_path):
+    """A code out of use that was replaced would else be exported half-way between what it was and is."""
+    common = [*tiny, "train_autoencoder.batch=2", "train_autoencoder.steps=3", "train_autoencoder.ema=0.9"]
+    weights = trained(tmp_path, *common, *RUNS["vq by gradient"])
+    average = read_tensors(newest(tmp_path / "training" / "autoencoder" / "state") / "ema.safetensors")
+    assert torch.equal(average["module.bottleneck.codebook"], weights["bottleneck.codebook"])
+    assert any(not torch.equal(average[f"module.{name}"], value) for name, value in weights.items())
+
+
 def skipping(folder, spoil, bad, **options):
     """The weights and codebooks after three steps, that of number ``bad`` spoilt in ``spoil`` and so skipped."""
     torch.manual_seed(0)
