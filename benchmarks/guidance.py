@@ -5,9 +5,9 @@
 A cell says the share of right pictures by the exact benchmark, on prompts of a seed of their own; and the spread, the
 root mean square difference of two pictures of one prompt, pixels in [-1, 1]: how different they are. A scale of 1 is
 no guidance, but for the classifier, which then counts as it is: beside the prompt, or in its place, where all that the
-denoiser is told is the empty prompt. The negative prompt of a picture is its prompt's own words in another order: what
-is there, but not which belongs to which. Composed is what each object would be guided to by a prompt of its own, which
-cannot say where they are to one another.
+denoiser is told is the empty prompt; and for Perp-Neg and composed prompts, which have a weight of 1 then. The negative
+prompt of a picture is its own with the two shapes exchanged, and the empty one where that says the same, or there is
+one shape. Composed is a prompt for each object, which cannot say where they are to one another.
 """
 
 import argparse
@@ -24,7 +24,6 @@ from ldm.data.captions import caption, parse
 from ldm.diffusion.guidance import GuidanceConfig, classifier_free, composed, perpendicular
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
-from ldm.evaluation.text_use import in_another_order
 from ldm.folders import load_classifier, load_model, shipped_model
 from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.steering import by_classifier, by_worse_model
@@ -35,6 +34,9 @@ SCALES = (1.0, 1.5, 2.0, 3.0, 5.0)
 PAIRS = 30  # prompts whose two pictures are compared
 OTHER = 1_000_000  # seed of the second ones
 BESIDE, INSTEAD = "classifier beside the prompt", "classifier instead of the prompt"
+NEGATIVE = "negative prompt in the empty one's place"
+PERPENDICULAR, COMPOSED = "plain, and Perp-Neg", "composed of its objects"
+FROM_ONE = (BESIDE, INSTEAD, PERPENDICULAR, COMPOSED)  # what a scale of 1 does not turn off
 KINDS = {
     "interval [0.2, 0.9]": ["guidance.interval=[0.2,0.9]"],
     "interval [0.4, 0.8]": ["guidance.interval=[0.4,0.8]"],
@@ -66,7 +68,7 @@ def main() -> None:
         guided = [scale for scale in SCALES if scale > 1 or not setting]
         tell(name, {scale: measure.cell([*setting, f"guidance.scale={scale}"]) for scale in guided})
     for name, steered in steers(args, model).items():
-        guided = [scale for scale in SCALES if scale > 1 or name in (BESIDE, INSTEAD)]
+        guided = [scale for scale in SCALES if scale > 1 or name in FROM_ONE]
         prompted = f"guidance.scale={0 if name == INSTEAD else 1}"
         tell(name, {scale: measure.cell([prompted], steered(scale)) for scale in guided})
 
@@ -82,9 +84,9 @@ def tell(name: str, cells: dict[float, str]) -> None:
 def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[float], Steer]]:
     """Guidance that is not the classifier-free one, by name, each a function of its scale."""
     found: dict[str, Callable[[float], Steer]] = {
-        "negative prompt, no empty one": lambda scale: by_negative(model, scale),
-        "plain, Perp-Neg with the scale's weight": lambda scale: by_perpendicular(model, scale),
-        "composed of its objects": lambda scale: by_objects(model, scale),
+        NEGATIVE: lambda scale: by_negative(model, scale),
+        PERPENDICULAR: lambda scale: by_perpendicular(model, scale),
+        COMPOSED: lambda scale: by_objects(model, scale),
     }
     if args.classifier:
         classifier = load_classifier(args.classifier, model)
@@ -96,21 +98,21 @@ def steers(args: argparse.Namespace, model: TextToImage) -> dict[str, Callable[[
 
 
 def by_negative(model: TextToImage, scale: float) -> Steer:
-    """Classifier-free guidance away from each prompt's words in another order."""
+    """Classifier-free guidance away from each prompt as it could be misread."""
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
-        cond, negative = model.condition(prompts), model.condition(in_another_order(prompts))
+        cond, negative = model.condition(prompts), model.condition([misread(text) for text in prompts])
         return classifier_free(model.denoiser, model.process, cond, negative, scale)
 
     return steer
 
 
 def by_perpendicular(model: TextToImage, scale: float) -> Steer:
-    """Plain guidance, and away from what those words say besides by ``scale``, which is the paper's weight of 1."""
+    """Plain guidance, and away from what that says besides by ``scale``, which is the paper's weight of 1."""
 
     def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
         network, process = model.denoiser, model.process
-        cond, negative = model.condition(prompts), model.condition(in_another_order(prompts))
+        cond, negative = model.condition(prompts), model.condition([misread(text) for text in prompts])
         null = model.condition([""]).repeat(len(prompts))
         plain = classifier_free(network, process, cond, null, scale)
         return perpendicular(plain, network, process, cond, negative, null, scale)
@@ -128,6 +130,16 @@ def by_objects(model: TextToImage, scale: float) -> Steer:
         return composed(alone, model.denoiser, model.process, conds, [scale] * len(conds), null)
 
     return steer
+
+
+def misread(text: str) -> str:
+    """A prompt of two objects with their shapes exchanged; nothing where that is no other picture, or there is one."""
+    said = parse(text)
+    if len(said.things) < 2 or not (said.relation or any(thing.color or thing.size for thing in said.things)):
+        return ""
+    first, second = said.things
+    things = replace(first, shape=second.shape), replace(second, shape=first.shape)
+    return caption(replace(said, things=things), np.random.default_rng(0))
 
 
 def objects(text: str) -> tuple[str, str]:

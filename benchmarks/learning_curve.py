@@ -5,7 +5,7 @@
 Each run was trained by one process with train_ldm.score_every=N; what is scored is the average of its weights, on the
 prompts that the run scores itself by. The minutes are those of the training steps alone: not of the scores, the
 validations, the sample grids and the checkpoints. Runs that were scored equally often are also drawn as one, all their
-pictures together, with a 95 % interval.
+pictures together, with the 95 % interval that so many pictures leave.
 """
 
 import argparse
@@ -21,6 +21,8 @@ from ldm.run import Run
 from ldm.stages import scored_prompts
 from ldm.training.log import read
 
+TOGETHER = "all together"
+
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -29,14 +31,14 @@ def main() -> None:
     args = parser.parse_args()
     found = {str(run): scores(run) for run in args.runs}
     if len(found) > 1 and len({len(line) for line in found.values()}) == 1:
-        found["all together"] = together([*found.values()])
+        found[TOGETHER] = together([*found.values()])
     for name, line in found.items():
         print(name + ": " + ", ".join(f"{share.value:.0%} after {minutes:.1f} min" for minutes, share in line.items()))
     lines: dict[str, dict[float, Point]] = {
         name: {minutes: share.value for minutes, share in line.items()} for name, line in found.items()
     }
-    last, line = [*found.items()][-1]
-    lines[last] = {minutes: (share.value, *share.interval) for minutes, share in line.items()}
+    for name in found if len(found) == 1 else found.keys() & {TOGETHER}:
+        lines[name] = {minutes: (share.value, *share.interval) for minutes, share in found[name].items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(curve(lines, "minutes of training the denoiser", "share of right pictures"))
 
@@ -45,7 +47,7 @@ def scores(run: Path) -> dict[float, Share]:
     """Every score in the run's log, by the minutes before it.
 
     Raises:
-        ValueError: the run has none.
+        ValueError: the run has none, or its last configuration asks for another number of pictures than a score is of.
     """
     made = load(Run, run / "model" / CONFIG)
     config, total = made.train_ldm, len(scored_prompts(made))
@@ -57,7 +59,10 @@ def scores(run: Path) -> dict[float, Share]:
             seconds += (line["step"] - step) * images / line["images_per_second"]
             step = line["step"]
         if "score" in line:
-            found[seconds / 60] = Share(round(line["score"] * total), total)
+            hits = round(line["score"] * total)
+            if not total or abs(hits / total - line["score"]) > 1e-6:
+                raise ValueError(f"{run}: a score of {line['score']:g} is none of {total} pictures, as it asks for now")
+            found[seconds / 60] = Share(hits, total)
     if not found:
         raise ValueError(f"{run} was never scored; train it with train_ldm.score_every=500")
     return found

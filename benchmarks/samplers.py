@@ -15,7 +15,7 @@ is not measured again; after a change of a sampler's code its row has to be dele
 import argparse
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -58,8 +58,15 @@ NAMED = {  # what is drawn with: overrides of the model's own settings
     "ode, 0.03": ["sampler=ode", "sampler.rtol=0.03", "sampler.atol=0.03"],
     "ode, 0.001": ["sampler=ode", "sampler.rtol=0.001", "sampler.atol=0.001"],
 }
-SEEN = {part.partition(",")[0] for row in NAMED for part in row.split(" = ")}
-ROWS = {**NAMED, **{name: [f"sampler={name}"] for name in sorted(SAMPLERS.keys() - SEEN)}}  # others as they come
+
+
+def with_others(rows: dict[str, list[str]], samplers: Iterable[str]) -> dict[str, list[str]]:
+    """``rows``, and one for each of the ``samplers`` that has none, with its own settings."""
+    seen = {part.partition(",")[0] for row in rows for part in row.split(" = ")}
+    return {**rows, **{name: [f"sampler={name}"] for name in samplers if name not in seen}}
+
+
+ROWS = with_others(NAMED, SAMPLERS)
 
 
 @dataclass

@@ -4,8 +4,8 @@
     python benchmarks/training_speed.py --config configs/demo.yaml --row "SDPA's attention" --rounds 5
 
 Each row is a dry run of ``train_ldm.py``, in a process of its own: some steps for real, thrown away. The rows take
-turns, for ``--rounds`` rounds, and the median counts; the ratio is that of the images a second to the first row's. What
-a change does to what is learned is another question (``training_choices.py``).
+turns, for ``--rounds`` rounds, and the median of the images a second counts; the ratio is that to the first row's, the
+memory that of the last round. What a change does to what is learned is another question (``training_choices.py``).
 """
 
 import argparse
@@ -61,11 +61,17 @@ def dry_run(overrides: list[str]) -> tuple[float, str]:
     done = subprocess.run(
         [sys.executable, SCRIPT, "--dry-run", *overrides], capture_output=True, text=True, check=False
     )
-    speed = re.search(r"speed +([\d.e+]+) images a second", done.stdout)
-    memory = re.search(r"memory +([\d.]+ \w+) at the peak", done.stdout)
-    if not speed or not memory:
+    measured = measured_by(done.stdout)
+    if measured is None:
         raise ValueError(f"{' '.join(overrides) or FIRST}: {(done.stderr.strip() or done.stdout.strip())[-300:]}")
-    return float(speed[1]), memory[1]
+    return measured
+
+
+def measured_by(printed: str) -> tuple[float, str] | None:
+    """Both from what a dry run has ``printed``; None where that is something else."""
+    speed = re.search(r"speed +([\d.e+]+) images a second", printed)
+    memory = re.search(r"memory +([\d.]+ \w+) at the peak", printed)
+    return (float(speed[1]), memory[1]) if speed and memory else None
 
 
 if __name__ == "__main__":

@@ -60,7 +60,7 @@ def add_sampling(parser: Any, precision: str = "fp32") -> None:
         nargs="+",
         default=[],
         metavar="KEY=VALUE",
-        help="any setting of sampler, grid and guidance: grid=karras 'guidance.interval=[0.2,0.8]'",
+        help="any setting of sampler, grid, guidance and sample: grid=karras 'guidance.interval=[0.2,0.8]'",
     )
     parser.add_argument("--device", default="", help=DEVICE_HELP)
     parser.add_argument("--precision", choices=sorted(DTYPES), help=f"of the networks; {precision} if left out")
@@ -126,7 +126,10 @@ def given_steering(args: argparse.Namespace, model: TextToImage, sampling: Sampl
 def grid_of_means(model: TextToImage, sampling: Sampling) -> Grid:
     """The levels of ``sampling``; ValueError where its sampler does not draw the mean of ddpm's steps and noise."""
     if not isinstance(sampling.sampler, DDPMConfig) or sampling.sampler.variance != "posterior":
-        raise ValueError("--classifier-form mean moves the mean of ddpm's steps; give --sampler ddpm, or leave it out")
+        raise ValueError(
+            "--classifier-form mean moves the means of ddpm's steps, by their posterior's variance; "
+            "give --sampler ddpm --set sampler.variance=posterior, or leave it out"
+        )
     return sampling.grid(model.process.schedule, sampling.sample.steps)
 
 

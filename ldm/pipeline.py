@@ -92,10 +92,10 @@ class TextToImage:
             autocast = torch.autocast(self.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
             with autocast:
                 denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance)
-                if steer is not None:
-                    denoise = steer(denoise, part)
                 if sampling.sample.clip:
                     denoise = clipped(denoise, sampling.sample.clip)
+                if steer is not None:
+                    denoise = steer(denoise, part)
                 grid = sampling.grid(self.process.schedule, sampling.sample.steps)
                 latent = walk(sampling.sampler, _counted(denoise, grid, progress), grid, noise)
                 images = self.autoencoder.decode(latent, tile=sampling.sample.tile).float().cpu()

@@ -16,14 +16,12 @@ from ldm.types import Level, Prediction, Schedule
 
 @dataclass
 class SampleConfig:
-    """How much is drawn."""
+    """How much is drawn, and what bounds it."""
 
     steps: int = 50  # noise levels that the sampler visits
     batch: int = 16  # images drawn at once; does not change them
     tile: int = 0  # pixels a side of what is decoded at once, in overlapping tiles; 0 is the whole batch
-    clip: float = (
-        0.0  # x0 is cut to [-clip, clip] in every step: 1 for pixels, as in DDPM; latents reach further; 0 is off
-    )
+    clip: float = 0.0  # x0 is cut to [-clip, clip] in every step: 1 is DDPM's, for pixels; 0 is off
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch"):

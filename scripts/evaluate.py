@@ -5,7 +5,6 @@ when to trust them is told in docs/evaluation.md.
 """
 
 import argparse
-from functools import partial
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -103,43 +102,44 @@ def main() -> None:
     reference = read_folder(args.reference) if args.reference else None
     asked = sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:10]
     what: dict[str, Any] = {"prompts": f"{len(prompts)} ({whose}, {asked})"}
-    folder = args.model or shipped_model()
-    drawing_asked = (*given_sampling(args), args.seed is not None, args.precision, *steering_of(args))
+    folder, autoencoder = args.model or shipped_model(), None
+    general = args.general or sources != Sources() or reference is not None
     if args.images:
-        if args.model or args.device or any(drawing_asked) or args.sweep or args.likelihood:
-            raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
         report = score_pictures(prompts, read_folder(args.images, len(prompts)), {"model": str(args.images), **what})
-        general = partial(with_general, sources=sources, reference=reference)
     elif holds_autoencoder(folder):
-        if any(drawing_asked) or args.sweep or args.likelihood:
-            raise ValueError(f"{folder} is an autoencoder alone; leave out --sweep and the options of drawing")
         autoencoder, run = load_autoencoder(folder, device_of(args.device))
-        report = score_autoencoder(autoencoder, prompts, {**described(folder), **what}, run.data.size)
-        general = partial(with_autoencoder, autoencoder=autoencoder, sources=sources, reference=reference)
+        report = score_autoencoder(autoencoder, prompts, {**described(folder), **what}, size=run.data.size)
+        report, general = with_autoencoder(report, autoencoder, sources, reference=reference), False
     else:
         model = load_model(folder, device_of(args.device))
-        report = of_model(args, model, prompts, what, out)
-        general = partial(with_general, sources=sources, reference=reference, autoencoder=model.autoencoder)
+        autoencoder = model.autoencoder
+        report = of_model(
+            args, model, prompts, what={**described(folder), **what}, run=load(Run, folder / CONFIG), out=out
+        )
     write_report(out, report)
-    if args.general or sources != Sources() or reference is not None or holds_autoencoder(folder):
-        report = general(report)
+    if general:
+        report = with_general(report, sources, reference=reference, autoencoder=autoencoder)
         write_report(out, report)
     tell(report)
     print(f"report: {out / 'report.html'}")
 
 
 def of_model(
-    args: argparse.Namespace, model: TextToImage, prompts: list[Prompt], what: dict[str, Any], out: Path
+    args: argparse.Namespace,
+    model: TextToImage,
+    prompts: list[Prompt],
+    *,
+    what: dict[str, Any],
+    run: Run,
+    out: Path,
 ) -> Report:
-    """The report of what ``model`` draws, with what else was asked of it; what is found first is written to ``out``."""
-    folder = args.model or shipped_model()
+    """The report of what ``model``, which ``run`` made, draws; ``out`` is given one before all is done."""
     model.sampling = model.sampling.but(*given_sampling(args))
     sweeps = read_sweeps(args.sweep, model.sampling)
     steer, steering = given_steering(args, model, model.sampling)
-    precision = args.precision or resolve_precision("auto", model.device)
-    draw, run = Drawer(model, args.seed or 0, precision, steer), load(Run, folder / CONFIG)
+    draw = Drawer(model, args.seed or 0, args.precision or resolve_precision("auto", model.device), steer)
     steered = {"steering": steering} if steering else {}
-    report = score_model(draw, run, prompts, {**described(folder), **drawing(draw), **steered, **what})
+    report = score_model(draw, run, prompts, {**what, **drawing(draw), **steered})
     write_report(out, report)  # what may fail or be broken off below loses nothing
     # what a model is chosen by is not what it is judged by
     count = SWEPT if args.sweep_prompts is None else args.sweep_prompts
@@ -156,20 +156,16 @@ def asked_for(args: argparse.Namespace) -> tuple[list[Prompt], str]:
     if not 0 <= seed < 2**63:
         raise ValueError(f"--prompt-seed {seed} is not a number from 0 to 2^63 - 1")
     prompts = prompt_set(PROMPTS if args.prompts_per_category is None else args.prompts_per_category, seed)
-    return of_categories(args, prompts), "the benchmark" if seed == SEED else f"the benchmark's kinds, seed {seed}"
+    whose = "the benchmark" if seed == SEED else f"the benchmark's kinds, seed {seed}"
+    return of_categories(args, prompts), whose + ("" if args.categories is None else f", {args.categories} alone")
 
 
 def of_categories(args: argparse.Namespace, prompts: list[Prompt]) -> list[Prompt]:
     """Those of ``prompts`` whose category is asked for."""
-    names = [name.strip() for name in args.categories.split(",")] if args.categories else [*CATEGORIES]
+    names = [*CATEGORIES] if args.categories is None else [name.strip() for name in args.categories.split(",")]
     if unknown := [name for name in names if name not in CATEGORIES]:
         raise ValueError(f"--categories '{unknown[0]}' is not one of {', '.join(CATEGORIES)}")
     return [prompt for prompt in prompts if prompt.category in names]
-
-
-def steering_of(args: argparse.Namespace) -> tuple[Any, ...]:
-    """The options of what else than the prompt steers, empty where not given."""
-    return args.classifier, args.worse, args.also, args.perp_neg
 
 
 def read_sweeps(texts: list[str], sampling: Sampling) -> dict[str, list[float]]:
@@ -194,6 +190,13 @@ def check_together(args: argparse.Namespace) -> None:
     for option, value in {**others, "--categories": args.categories}.items():
         if args.prompts and value is not None:
             raise ValueError(f"--prompts are all there is to draw; leave out {option}")
+    steered = (args.classifier, args.classifier_form, args.classifier_scale, args.worse, args.worse_scale)
+    drawn = (*given_sampling(args), args.precision, *steered, args.also, args.perp_neg, args.sweep, args.likelihood)
+    drawing_asked = any(drawn) or args.seed is not None
+    if args.images and (args.model or args.device or drawing_asked):
+        raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
+    if args.model and holds_autoencoder(args.model) and (drawing_asked or args.clip or args.clip_run):
+        raise ValueError(f"{args.model} is an autoencoder alone; leave out --sweep, --clip and the options of drawing")
     if args.sweep and args.classifier_form == "mean":
         raise ValueError("--classifier-form mean goes by the levels of one grid; leave out --sweep, or the form")
     if args.sweep_prompts is not None and (args.prompts or not args.sweep):
@@ -219,9 +222,10 @@ def described(folder: Path) -> dict[str, Any]:
 def drawing(draw: Drawer) -> dict[str, Any]:
     """How it draws."""
     parts = to_dict(draw.model.sampling)
-    steps = parts.pop("sample")["steps"]
+    sample = parts.pop("sample")
     shown = {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
-    return {"steps": steps, **shown, "seed": draw.seed, "precision": draw.precision}
+    clip = {"clip": sample["clip"]} if sample["clip"] else {}
+    return {"steps": sample["steps"], **clip, **shown, "seed": draw.seed, "precision": draw.precision}
 
 
 def tell(report: Report) -> None:

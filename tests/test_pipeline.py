@@ -245,6 +245,8 @@ def test_no_prompts_give_no_images(model):
     [
         ("sample.steps=0", "steps 0"),
         ("sample.batch=0", "batch 0"),
+        ("sample.clip=-1", "clip -1.0 is not a number from 0"),
+        ("sample.clip=inf", "clip inf is not a number from 0"),
         ("guidance.scale=.nan", "scale nan"),
         ("guidance.scale=.inf", "scale inf"),
         ("guidance.interval=[0.5]", "interval"),
@@ -273,3 +275,26 @@ def test_what_is_laid_over_settings_leaves_the_others_and_the_settings_themselve
 def test_a_folder_without_a_model_is_refused_by_name(tmp_path):
     with pytest.raises(BrokenFile, match=f"{tmp_path} is not a model folder"):
         TextToImage.load(tmp_path)
+
+
+def test_x0_is_cut_before_anything_else_steers(model):
+    seen = []
+
+    def steer(denoise, prompts):
+        def pushed(x, level):
+            said = denoise(x, level)
+            seen.append(said.x0.abs().max())
+            return said._replace(x0=said.x0 + 1)
+
+        return pushed
+
+    latents = []
+
+    def walk(sampler, denoise, grid, noise):
+        latents.append(from_noise(sampler, denoise, grid, noise))
+        return latents[-1]
+
+    sampling = TWO_STEPS.but("sampler=ddim", "sample.clip=0.01", "guidance.scale=3", "guidance.interval=[0,1]")
+    draw(model, PROMPTS[:2], sampling=sampling, steer=steer, walk=walk)
+    assert len(seen) == 2 and max(seen) <= 0.01 + 1e-6
+    assert (latents[0] - 1).abs().max() <= 0.01 + 1e-6, "what steers is not cut"

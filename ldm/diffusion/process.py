@@ -13,7 +13,7 @@ from ldm.diffusion.targets import TARGETS, Target, to_x0
 from ldm.types import Condition, Denoise, Level, Prediction, Schedule
 
 MAX_SEEN = 3.0  # standard deviation of what a network sees, for x0 of 1
-MIN_LAST = 2.0  # sigma / alpha at t = 1
+MIN_LAST = 2.0  # least sigma / alpha at t = 1
 
 
 @dataclass
@@ -43,8 +43,9 @@ class ProcessConfig:
         """
         if (last := schedule.level(1.0)).nsr < MIN_LAST:
             raise ValueError(
-                f"at t = 1 this schedule has {last.alpha / last.norm:.2f} of the data left, and drawing starts from "
-                "noise alone; take more steps, or of a table schedule.scaled=true or schedule.zero_snr=true"
+                f"at t = 1 this schedule has sigma / alpha = {last.nsr:.2g}, and drawing starts from noise alone, as "
+                f"it looks from {MIN_LAST:g} on; raise its end (beta_max, sigma_max, the last gamma), "
+                "or of a table give schedule.zero_snr=true"
             )
         if (most := schedule.level(1.0).norm) > MAX_SEEN and not self.unit_input:
             raise ValueError(

@@ -18,18 +18,19 @@ from ldm.types import Level, Schedule, Target
 
 H = 1e-2  # half of the stretch of time over which the rate is measured, as a share of the way to the nearer end
 LAST = 1 - 1e-3  # the rate's last time: where a schedule ends without signal, log(snr) falls without bound
+LEAST = -1_400.0  # log(snr) of next to no signal, in place of that of none
 
 
 def rate(schedule: Schedule, t: Tensor) -> Tensor:
     """-d log(snr) / dt at times ``t`` (B,) in (0, 1], or ``LAST`` if that is before: (B, 1, 1, 1), by differences."""
-    middle = t.double().clamp(max=LAST)  # (B,)
-    half = H * torch.minimum(middle, 1 - middle)  # (B,)
-    fall = _log_snr(schedule.level(middle - half)) - _log_snr(schedule.level(middle + half))  # (B, 1, 1, 1)
-    return (fall / (2 * half).view(-1, 1, 1, 1)).float()
+    slopes = [_slope(schedule, min(time, LAST)) for time in t.tolist()]  # of levels of floats, which are exact
+    return t.new_tensor(slopes, dtype=torch.float32).view(-1, 1, 1, 1)
 
 
-def _log_snr(level: Level) -> Tensor:
-    return 2 * (torch.as_tensor(level.alpha).log() - torch.as_tensor(level.sigma).log())
+def _slope(schedule: Schedule, t: float) -> float:
+    half = H * min(t, 1 - t)
+    soon, late = (max(LEAST, float(schedule.level(t + step).log_snr)) for step in (-half, half))
+    return (soon - late) / (2 * half)
 
 
 class Weight(ABC):

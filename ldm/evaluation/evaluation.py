@@ -71,7 +71,7 @@ def score_model(draw: Drawer, run: Run, prompts: list[Prompt], what: dict[str, A
     )
 
 
-def score_autoencoder(autoencoder: Autoencoder, prompts: list[Prompt], what: dict[str, Any], size: int) -> Report:
+def score_autoencoder(autoencoder: Autoencoder, prompts: list[Prompt], what: dict[str, Any], *, size: int) -> Report:
     """The report of a first stage alone, its ceiling in the score's place; pictures have ``size`` pixels a side."""
     report = score_pictures(prompts, through(autoencoder, true_pictures(prompts, size)), what)
     note = "These are true pictures that went through the autoencoder: the score is the ceiling of a model with it."

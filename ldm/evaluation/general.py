@@ -28,10 +28,11 @@ class Sources:
     clip_run: Path | None = None  # folder of a run that trained a CLIP of its own
 
 
-Tables = dict[str, dict[str, Any]]
+Figures = dict[str, Any]
+Tables = dict[str, Figures]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Found:
     """Tables of figures by title, and a note on each metric that could not be had."""
 
@@ -45,6 +46,23 @@ class Found:
         except (ValueError, OSError) as error:
             self.notes.append(f"{title} left out: {error}")
             return None
+
+    def add(self, title: str, measure: Callable[[], Figures]) -> None:
+        """A table of what ``measure`` gives; a note in its place where what it needs is not at hand."""
+        figures = self.attempt(title, measure)
+        if figures is not None:
+            self.tables[title] = figures
+
+    def add_autoencoder(self, autoencoder: Autoencoder, reference: Pictures, lpips: Path | None, rfid: Any) -> None:
+        """A table of what ``autoencoder`` does to ``reference``; ``rfid`` is an Inception, or None."""
+
+        def measure() -> Figures:
+            network = self.attempt("LPIPS", lambda: Lpips(lpips).eval().to(autoencoder.mean.device))
+            figures = autoencoder_report(autoencoder, reference, lpips=network, inception=rfid).figures()
+            own: Figures = figures.pop("bottleneck")
+            return {**figures, **own}
+
+        self.add("Autoencoder", measure)
 
 
 def general(
@@ -64,14 +82,10 @@ def general(
     found = Found()
     inception = found.attempt("FID and KID", lambda: Inception(sources.inception).eval().to(device))
     if inception is not None:
-        distance = found.attempt(
-            "FID and KID", lambda: distances(features(pictures, inception), features(reference, inception))
-        )
-        found.tables.update({"FID and KID": distance} if distance else {})
-    score = found.attempt("CLIP score", lambda: _clip_score(_clip(sources, device), pictures, captions))
-    found.tables.update({"CLIP score": score} if score else {})
+        found.add("FID and KID", lambda: distances(features(pictures, inception), features(reference, inception)))
+    found.add("CLIP score", lambda: _clip_score(_clip(sources, device), pictures, captions))
     if autoencoder is not None:
-        _add_autoencoder(found, autoencoder, reference, sources, inception)
+        found.add_autoencoder(autoencoder, reference, sources.lpips, inception)
     return found
 
 
@@ -79,21 +93,8 @@ def of_autoencoder(autoencoder: Autoencoder, reference: Pictures, sources: Sourc
     """What ``autoencoder`` does to the pictures ``reference`` (N, S, S, 3)."""
     found = Found()
     inception = found.attempt("rFID", lambda: Inception(sources.inception).eval().to(autoencoder.mean.device))
-    _add_autoencoder(found, autoencoder, reference, sources, inception)
+    found.add_autoencoder(autoencoder, reference, sources.lpips, inception)
     return found
-
-
-def _add_autoencoder(
-    found: Found, autoencoder: Autoencoder, reference: Pictures, sources: Sources, inception: Inception | None
-) -> None:
-    lpips = found.attempt("LPIPS", lambda: Lpips(sources.lpips).eval().to(autoencoder.mean.device))
-    figures = found.attempt(
-        "Autoencoder",
-        lambda: autoencoder_report(autoencoder, reference, lpips=lpips, inception=inception).figures(),
-    )
-    if figures is not None:
-        own = figures.pop("bottleneck")
-        found.tables["Autoencoder"] = {**figures, **own}
 
 
 def _clip_score(clip: Clip, pictures: Pictures, captions: list[str]) -> dict[str, Any]:

@@ -78,7 +78,7 @@ def text_use(
         every = torch.ones(len(latent), dtype=torch.bool)
         told = [(cond, every), (cond[others], differs), (null.repeat(len(latent)), every)]
         if captions is not None:
-            told.append((model.condition(in_another_order(captions[batch])), every))
+            told.append((model.condition(_reordered(captions[batch])), every))
         for kind, (said, counted) in enumerate(told):
             each = loss(network, model.process, latent, said, t.to(latent.device), noise)  # (B,)
             sums[kind].index_add_(0, band[counted], each.double().cpu()[counted])
@@ -88,7 +88,7 @@ def text_use(
     return TextUse(true, shuffled if differ else None, empty, reordered if captions is not None else None)
 
 
-def in_another_order(captions: Sequence[str]) -> list[str]:
+def _reordered(captions: Sequence[str]) -> list[str]:
     """The words of each caption in an order that is always the same."""
     rng = random.Random(0)
     split = [caption.split() for caption in captions]

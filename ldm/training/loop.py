@@ -163,7 +163,7 @@ class Trainer:
         """What a loss moves by itself: buffers of the networks and of what is learned besides, and codebooks."""
         parts = (*(learner.network for learner in self.learners), self.task.learned)
         buffers = [value for part in parts for value in part.buffers()]
-        return buffers + [book for part in parts for book in _codebooks(part)]
+        return buffers + [module.codebook.detach() for part in parts for module in _quantizers(part)]
 
     def _update(self, norms: dict[str, Tensor], sound: bool, micro: list[MicroStep], before: list[Tensor]) -> None:
         """Step every learner and the average, or none where a rank's loss is not ``sound`` or a norm not finite.
@@ -177,8 +177,9 @@ class Trainer:
             learner.update(finite=finite, overflow=overflow)
         if finite and self.average is not None:
             self.average.update_parameters(self.network)
-            for mean, book in zip(_codebooks(self.average.module), _codebooks(self.network), strict=True):
-                mean.copy_(book)  # a code that was replaced is not the mean of what it was and is
+            for mean, now in zip(_quantizers(self.average.module), _quantizers(self.network), strict=True):
+                mean.codebook.detach()[now.replaced] = now.codebook.detach()[now.replaced]
+                now.replaced.fill_(False)
         self.skipped = 0 if finite else self.skipped + 1
         if not finite:
             for value, was in zip(self._moved(), before, strict=True):
@@ -268,8 +269,8 @@ class Trainer:
             self.accelerator.log(values, step=self.step)
 
 
-def _codebooks(network: nn.Module) -> list[Tensor]:
-    return [module.codebook.detach() for module in network.modules() if isinstance(module, VectorQuantizer)]
+def _quantizers(network: nn.Module) -> list[VectorQuantizer]:
+    return [module for module in network.modules() if isinstance(module, VectorQuantizer)]
 
 
 def _seed(seed: int, micro: int, rank: int) -> int:

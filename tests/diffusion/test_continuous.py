@@ -11,7 +11,9 @@ from scipy.integrate import quad
 from ldm.diffusion.learned import LearnedConfig, ListedConfig, fit, on_lines, variance_step
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.sde import drift_and_diffusion
+from ldm.diffusion.times import TIMES as DISTRIBUTIONS
 from ldm.diffusion.times import evenly_spread
+from ldm.samplers import SAMPLERS
 
 TIMES = [0.02, 0.3, 0.5, 0.77, 0.98]
 
@@ -49,6 +51,14 @@ def test_ve_edm_and_flow_are_diffusers_levels():
         flow = SCHEDULES["flow"](shift=shift).build()
         theirs = FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, shift=shift).sigmas[:20]
         np.testing.assert_allclose([flow.level(1 - i / 20).sigma for i in range(20)], theirs, rtol=1e-6)
+
+
+def test_edms_numbers_are_the_papers_for_data_of_unit_variance():
+    """Karras et al. 2022 (arXiv:2206.00364), Table 1 and 5: theirs are for data of standard deviation 0.5."""
+    schedule, churned, times = SCHEDULES["edm"](), SAMPLERS["edm"](), DISTRIBUTIONS["log_normal"]()
+    ours = [schedule.sigma_min, schedule.sigma_max, churned.s_min, churned.s_max]
+    assert ours == pytest.approx([0.002 / 0.5, 80 / 0.5, 0.05 / 0.5, 50 / 0.5])
+    assert times.mean == pytest.approx(-1.2 - log(0.5), abs=0.01)
 
 
 def test_flows_shift_multiplies_the_ratio_of_noise_to_signal():

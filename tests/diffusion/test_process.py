@@ -48,11 +48,23 @@ def process(target="v", **changes):
     return Process(SCHEDULE, TARGETS[target], **changes)
 
 
-def test_a_schedule_that_hides_too_little_is_refused_before_a_training():
-    with pytest.raises(ValueError, match=r"0\.60 of the data left.*schedule\.scaled=true"):
-        ProcessConfig().check(SCHEDULES["linear"](steps=100).build())
-    for schedule in (SCHEDULES["linear"](steps=100, scaled=True), SCHEDULES["linear"](steps=100, zero_snr=True)):
+@pytest.mark.parametrize(
+    "schedule",
+    [
+        SCHEDULES["linear"](steps=100),
+        SCHEDULES["vp"](beta_max=2.0),
+        SCHEDULES["ve"](sigma_max=1.0),
+        SCHEDULES["listed"](gamma=[-13.0, 1.0]),
+    ],
+)
+def test_a_schedule_that_hides_too_little_is_refused_before_a_training(schedule):
+    with pytest.raises(ValueError, match=r"sigma / alpha = 1[.,].*from 2 on; raise its end"):
         ProcessConfig().check(schedule.build())
+
+
+@pytest.mark.parametrize("change", [{"scaled": True}, {"zero_snr": True}])
+def test_a_short_table_that_hides_enough_is_not(change):
+    ProcessConfig().check(SCHEDULES["linear"](steps=100, **change).build())
 
 
 every_target = pytest.mark.parametrize("target", TARGETS)

@@ -2,6 +2,7 @@
 
 from math import log
 
+import numpy as np
 import pytest
 import torch
 from scipy.stats import kstest, norm
@@ -135,12 +136,34 @@ def test_the_rate_is_right_next_to_the_data():
     torch.testing.assert_close(rate(SCHEDULES["vp"]().build(), t).flatten().double(), fall, rtol=0.02, atol=0)
 
 
-def test_the_rate_is_right_next_to_the_noise():
-    """The straight line's, 2 / (t (1 - t)), which is without bound: after 0.999 it is that of 0.999."""
+def vp_rate(t, low=0.1, high=20.0):
+    return (low + (high - low) * t) / -np.expm1(-(low * t + 0.5 * (high - low) * t**2))
+
+
+@pytest.mark.parametrize(
+    ("schedule", "expected"),
+    [
+        (SCHEDULES["flow"](), lambda t: 2 / (t * (1 - t))),
+        (SCHEDULES["vp"](), vp_rate),
+        (SCHEDULES["ve"](), lambda t: 2 * np.log(5_000) + 0 * t),
+        (SCHEDULES["edm"](), lambda t: 14 / (t + 0.004 ** (1 / 7) / (160 ** (1 / 7) - 0.004 ** (1 / 7)))),
+        (SCHEDULES["listed"](gamma=[-13.0, 5.0, 5.01]), lambda t: 0.02 + 0 * t),
+    ],
+    ids=["flow", "vp", "ve", "edm", "listed"],
+)
+def test_the_rate_is_right_next_to_the_noise(schedule, expected):
+    """After 0.999 it is that of 0.999, for the straight line's is without bound."""
     t = torch.tensor([0.9, 0.98, 0.99, 0.995, 0.999, 0.9999, 1.0])
-    seen = t.double().clamp(max=0.999)
-    got = rate(SCHEDULES["flow"]().build(), t).flatten().double()
-    torch.testing.assert_close(got, 2 / (seen * (1 - seen)), rtol=2e-3, atol=0)
+    got = rate(schedule.build(), t).flatten().numpy()
+    np.testing.assert_allclose(got, expected(t.double().clamp(max=0.999).numpy()), rtol=1e-3)
+
+
+def test_weights_are_finite_where_a_schedule_hides_everything_long_before_its_end():
+    schedule, t = SCHEDULES["vp"](beta_max=5_000.0).build(), torch.tensor([0.5, 0.9, 1.0])
+    assert schedule.level(t).alpha[1] == 0
+    for name in ("vlb", "sigmoid"):
+        got = WEIGHTS[name]().on_f(TARGETS["v"], schedule.level(t), rate(schedule, t))
+        assert got.isfinite().all() and (got >= 0).all(), name
 
 
 def test_weights_are_finite_where_no_signal_is_left():

@@ -48,3 +48,9 @@ def test_pictures_of_several_runs_are_counted_together_at_the_mean_of_their_minu
 def test_a_run_without_scores_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"never scored; train it with train_ldm.score_every=500"):
         BENCHMARK.scores(run_with(tmp_path, [{"step": 20, "images_per_second": 10.0}]))
+
+
+def test_a_score_of_another_number_of_pictures_is_refused(tmp_path):
+    lines = [{"step": 20, "images_per_second": 10.0}, {"step": 20, "score": 0.123}]
+    with pytest.raises(ValueError, match=r"a score of 0\.123 is none of 100 pictures"):
+        BENCHMARK.scores(run_with(tmp_path, lines))

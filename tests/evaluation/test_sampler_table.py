@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.samplers import BUDGETS, ROWS, Kept, Point, budget_of, most_steps, table
+from benchmarks.samplers import BUDGETS, NAMED, ROWS, Kept, Point, budget_of, most_steps, table, with_others
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS
@@ -18,9 +18,20 @@ OWN = Sampling().but("sampler.eta=1")  # what a model may draw with itself, whic
 STEPPED = {name: overrides for name, overrides in ROWS.items() if "sampler=ode" not in overrides}
 
 
-def test_every_sampler_has_a_row():
-    named = {sampler for row in ROWS for part in row.split(" = ") for sampler in [part.partition(",")[0]]}
-    assert named == {*SAMPLERS}
+def samplers_of(rows):
+    return {part.partition(",")[0] for row in rows for part in row.split(" = ")}
+
+
+def test_every_sampler_has_a_row_and_every_row_a_sampler():
+    assert samplers_of(NAMED) <= {*SAMPLERS} == samplers_of(ROWS)
+    assert all(row[0].removeprefix("sampler=") in samplers_of([name]) for name, row in ROWS.items())
+
+
+def test_a_sampler_without_a_row_of_its_own_gets_one():
+    assert with_others({"heun": ["sampler=heun"]}, ["mine", "heun"]) == {
+        "heun": ["sampler=heun"],
+        "mine": ["sampler=mine"],
+    }
 
 
 @pytest.mark.parametrize("row", [row for row in ROWS if " = " in row])

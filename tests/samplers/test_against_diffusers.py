@@ -23,6 +23,7 @@ from diffusers import (
 from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete, scheduling_euler_discrete
 
 from ldm.diffusion.grids import CLEAN, uniform
+from ldm.diffusion.guidance import clipped
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.targets import TARGETS, to_x0
 from ldm.samplers import SAMPLERS
@@ -326,6 +327,24 @@ def test_the_grid_of_trailing_timesteps_is_uniform():
     scheduler.set_timesteps(20)
     ours_, theirs_ = uniform(TABLE, 20), at_timesteps(scheduler.timesteps)
     assert [level.t for level in ours_] == pytest.approx([level.t for level in theirs_])
+
+
+def test_ddpm_with_x0_cut_in_every_step(network, start, monkeypatch):
+    noises = torch.randn(10, 2, 3, 8, 8, dtype=torch.float64)
+    scheduler = with_exact_table(DDPMScheduler(beta_start=1e-4, clip_sample=True, clip_sample_range=0.5))
+    scheduler.set_timesteps(10)
+    draws = iter(noises)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
+    x = theirs(scheduler, network, start)
+
+    def denoise(x, level):
+        return Prediction(to_x0(TARGETS["eps"], network(x), x, level))
+
+    ours_draws = iter(noises)
+    grid = at_timesteps(scheduler.timesteps)
+    got = SAMPLERS["ddpm"]()(clipped(denoise, 0.5), start, grid, lambda: next(ours_draws))
+    torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+    assert x.abs().max() <= 0.5
 
 
 @pytest.mark.parametrize("shift", [1.0, 3.0])

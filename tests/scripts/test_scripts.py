@@ -147,7 +147,7 @@ def test_a_classifier_steers_and_is_named_in_the_image(draw, chain):
     assert read_settings(image).steering == "classifier, scale 30, by the mean"
     assert abs(pixels(image) - pixels(draw("--prompt", "a star", *four)[-1])).max() > 0
     for options, told in {
-        (*steered, "--classifier-form", "mean", "--sampler", "ddim"): "give --sampler ddpm",
+        (*steered, "--classifier-form", "mean", "--sampler", "ddim"): "give --sampler ddpm --set",
         by_mean: "give both",
     }.items():
         status, _, errors = call("txt2img.py", "--prompt", "a star", *options, "--ckpt", chain.folder / "model")

@@ -211,13 +211,20 @@ def test_a_run_stopped_at_half_goes_on_to_the_same_weights(name, tiny, tmp_path)
         assert torch.equal(value, stopped[key]), key
 
 
-def test_the_average_of_the_weights_has_the_codebook_as_it_is(tiny, tmp_path):
-    """A code out of use that was replaced would else be exported half-way between what it was and is."""
-    common = [*tiny, "train_autoencoder.batch=2", "train_autoencoder.steps=3", "train_autoencoder.ema=0.9"]
-    weights = trained(tmp_path, *common, *RUNS["vq by gradient"])
-    average = read_tensors(newest(tmp_path / "training" / "autoencoder" / "state") / "ema.safetensors")
-    assert torch.equal(average["module.bottleneck.codebook"], weights["bottleneck.codebook"])
-    assert any(not torch.equal(average[f"module.{name}"], value) for name, value in weights.items())
+@pytest.mark.parametrize("revive", [0.0, 0.999])
+def test_a_code_that_was_replaced_is_not_averaged_with_what_it_was(revive, tmp_path):
+    """Without any replaced in the last step the exported codebook is an average, as all weights are."""
+    torch.manual_seed(0)
+    made = task("vq", codes=8, decay=0.5, revive=revive, ema=False)
+    given = {"described": "", "made_from": {}, "device": CPU}
+    trainer = Trainer(made, replace(made.config, precision="fp32", warmup=0, lr=1e-2, ema=0.9), tmp_path, **given)
+    for _ in range(3):
+        before, image = made.network.bottleneck.codebook.detach().clone(), batch().image
+        trainer.train_step(iter([Batch(image, [])]))
+    now, mean = made.network.bottleneck.codebook, trainer.average.module.bottleneck.codebook
+    moved = (now - before).abs().amax(dim=1) > 0.05  # by a replacement, not by a step
+    same = (now == mean).all(dim=1)
+    assert torch.equal(same, moved) and moved.any() == (revive > 0)
 
 
 def skipping(folder, spoil, bad, **options):

@@ -62,6 +62,7 @@ class VectorQuantizer(Quantizer):
     codebook: Tensor  # (K, C); with ``cosine`` only its directions count
     uses: Tensor  # (K,) moving average of how often each is used, 1 where all are used evenly
     started: Tensor
+    replaced: Tensor  # (K,) since ``Trainer`` last asked: such a code is not the mean of what it was and is
 
     def __init__(self, channels: int, config: VQConfig) -> None:
         super().__init__()
@@ -73,6 +74,7 @@ class VectorQuantizer(Quantizer):
             self.codebook = nn.Parameter(book)
         self.register_buffer("uses", torch.ones(config.codes))
         self.register_buffer("started", torch.tensor(False))
+        self.register_buffer("replaced", torch.zeros(config.codes, dtype=torch.bool), persistent=False)
 
     def forward(self, h: Tensor, pixels: int) -> Code:
         """The nearest codes with the gradient of ``h``, and the two terms of the loss; ``pixels`` does not matter."""
@@ -117,11 +119,13 @@ class VectorQuantizer(Quantizer):
             book = k_means(rows_of_ranks(vectors), self.num_codes, self.config.kmeans)
             self.codebook.copy_(told_by_first_rank(book))
             self.started.fill_(True)
+            self.replaced.fill_(True)
             return
         dead = self.uses < self.config.revive  # the same on all ranks
         if dead.any():
             self.codebook[dead] = told_by_first_rank(pick(rows_of_ranks(vectors), int(dead.sum())))
             self.uses[dead] = 1.0
+            self.replaced |= dead
 
     @torch.no_grad()
     def _count(self, vectors: Tensor, indices: Tensor) -> None:

@@ -1,0 +1,42 @@
+"""benchmarks/guidance.py: what the prompts of its rows are."""
+
+import pytest
+
+from benchmarks.guidance import misread, objects
+from ldm.data.captions import parse
+from ldm.evaluation.prompts import prompt_set
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("two red stars on a navy background", ("two red stars on a navy background", "")),
+        ("a small red star left of a ring", ("a small red star", "a ring")),
+        ("a heart", ("a heart", "")),
+    ],
+)
+def test_each_object_has_a_prompt_of_its_own(text, expected):
+    assert objects(text) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("a heart", ""),
+        ("two red stars", ""),
+        ("a ring and a star", ""),
+        ("a red ring and a star", "a red star and a ring"),
+        ("a picture of a ring above a star", "a star over a ring"),
+    ],
+)
+def test_a_prompt_is_misread_with_its_shapes_exchanged(text, expected):
+    assert misread(text) == expected
+
+
+def test_every_prompt_has_both():
+    for prompt in prompt_set(5):
+        first, second = objects(prompt.text)
+        assert parse(first).background == prompt.statement.background and bool(second) == (
+            len(prompt.statement.things) == 2
+        )
+        assert not (wrong := misread(prompt.text)) or parse(wrong) != prompt.statement
