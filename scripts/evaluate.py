@@ -192,7 +192,7 @@ def check_together(args: argparse.Namespace) -> None:
             raise ValueError(f"--prompts are all there is to draw; leave out {option}")
     steered = (args.classifier, args.classifier_form, args.classifier_scale, args.worse, args.worse_scale)
     drawn = (*given_sampling(args), args.precision, *steered, args.also, args.perp_neg, args.sweep, args.likelihood)
-    drawing_asked = any(drawn) or args.seed is not None
+    drawing_asked = any(value is not None and value is not False and value != [] for value in (*drawn, args.seed))
     if args.images and (args.model or args.device or drawing_asked):
         raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
     if args.model and holds_autoencoder(args.model) and (drawing_asked or args.clip or args.clip_run):

@@ -144,11 +144,12 @@ def test_samplers_written_in_scaled_variables_do_not_see_the_schedule(name, sche
     little noise as ``ode`` follows, which goes no further than a schedule does.
     """
     ends = []
+    made = SAMPLERS["edm"](s_min=0.09) if name == "edm" else sampler(name)  # its own is that of the last level
     start = draws(1, (1, 2, 3, 3))()
     for config in (SCHEDULES["vp"](), schedule):
         built = config.build()
         grid = Grid([*BENCHMARK.even(built, 12), Level(0.0, 1.0, 0.0)], built)
-        ends.append(sampler(name)(MIXTURE, start * grid[0].sigma, grid, draws(300, (1, 2, 3, 3))))
+        ends.append(made(MIXTURE, start * grid[0].sigma, grid, draws(300, (1, 2, 3, 3))))
     torch.testing.assert_close(ends[1], ends[0], atol=1e-6, rtol=1e-6)
 
 

@@ -607,6 +607,7 @@ def test_a_first_stage_is_scored_alone(chain, tmp_path):
         (["--categories", "full,counts"], "--categories 'counts' is not one of single object, two objects, counting"),
         (["--classifier-form", "mean", "--sweep", "steps=2"], "leave out --sweep, or the form"),
         (["ldm/assets/shapes64/autoencoder", "--scale", 2], "is an autoencoder alone; leave out"),
+        (["ldm/assets/shapes64/autoencoder", "--classifier-scale", 0], "is an autoencoder alone; leave out"),
         (["--sweep-prompts", 3], "--sweep-prompts 3 are of a --sweep without --prompts"),
         (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
         (["--write-prompts", "README.md"], "README.md"),
