@@ -403,12 +403,13 @@ def test_nothing_is_written_beside_the_archives(tmp_path: Path) -> None:
 
 
 def test_a_picture_that_was_looked_at_leaves_less_than_half_a_kilobyte_behind() -> None:
+    """After a thousand, by when what is only ever kept of so many (caches of libraries above all) is there."""
     inspection = Inspection(SplitOptions(size=16), TEXT)
     tracemalloc.start()
-    for number in range(300):
-        if number == 100:
+    for number in range(1_200):
+        if number == 1_000:
             before, _ = tracemalloc.get_traced_memory()
-        data = encoded(picture(number, (64, 64)))
+        data = encoded(picture(number, (16, 16)))
         inspection.look(Stored(f"{number:09d}.png", data, [f"picture {number}"]))
     del data
     after, _ = tracemalloc.get_traced_memory()
