@@ -108,7 +108,7 @@ def main() -> None:
     if len(calls) < 2:
         parser.error(f"--most {args.most} is not at least 12; try --most 320")
     x, exact = problem(schedule)
-    figure, axes = plt.subplots(figsize=(7, 5))
+    figure, axes = plt.subplots(figsize=(9, 5))
     for i, (name, (sampler, order, per_step)) in enumerate(SOLVERS.items()):
         steps = [n // per_step for n in calls]
         error = errors(sampler, steps, schedule, x, exact)
@@ -122,7 +122,7 @@ def main() -> None:
         xlabel="calls of the denoiser", ylabel="root mean square error", title=f"Solvers, schedule {args.schedule}"
     )
     axes.grid(alpha=0.3)
-    axes.legend(fontsize=8)
+    axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))  # beside the lines
     figure.tight_layout()
     figure.savefig(args.out)
 

@@ -56,7 +56,7 @@ def draw(out: Path) -> None:
         right.plot(times, [level.sigma for level in levels], **style)
     left.set(ylabel=f"log SNR = 2 log(alpha / sigma), cut at ±{CLIP}", ylim=(-CLIP - 1, CLIP + 1))
     middle.set(ylabel="alpha", ylim=(-0.02, 1.05))
-    right.set(ylabel="sigma", yscale="log", ylim=(1e-3, 1e2))
+    right.set(ylabel="sigma", yscale="log", ylim=(1e-3, 2e2))
     for axes in (left, middle, right):
         axes.set(xlabel="t, from data (0) to noise (1)", xlim=(0, 1))
         axes.grid(color="0.9")
