@@ -22,6 +22,7 @@ COLORS = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "diamond", "heart")
 SIZES = {"small": (7.0, 9.0), "large": (13.0, 17.0)}  # radius of the circumscribed circle
+FORMS = {"one": 0.2, "like": 0.2, "and": 0.2, "relation": 0.4}  # what a statement is about, and how often
 COUNTS = {2: "two", 3: "three", 4: "four"}
 MAX_OBJECTS = max(COUNTS)
 RELATIONS = {"left": (-1, 0), "right": (1, 0), "above": (0, -1), "below": (0, 1)}  # direction from B to A, y downward
@@ -80,12 +81,14 @@ def draw_statement(
     pairs: tuple[Pair, ...] = TRAINED,
     max_objects: int = MAX_OBJECTS,
     sizes: Sequence[str] = tuple(SIZES),
+    forms: Sequence[float] = tuple(FORMS.values()),
 ) -> Statement:
     """A random statement over the (shape, colour) ``pairs``: one object, like objects, two joined, or two related.
 
     It never asks for more than ``max_objects`` of them, 1 to ``MAX_OBJECTS``, nor for another size than ``sizes``.
+    ``forms`` are the probabilities of ``FORMS``; with a single object there is but the first.
     """
-    form = rng.choice(("one", "like", "and", "relation"), p=(0.2, 0.2, 0.2, 0.4)) if max_objects > 1 else "one"
+    form = rng.choice(tuple(FORMS), p=forms) if max_objects > 1 else "one"
     number = 2 if form in ("and", "relation") else 1
     things: list[Thing] = []
     while len(things) < number:

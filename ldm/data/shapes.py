@@ -8,7 +8,7 @@ import torch
 
 from ldm.data.captions import caption
 from ldm.data.draw import draw
-from ldm.data.scene import MAX_OBJECTS, SIZES, Scene, Statement, draw_scene, draw_statement
+from ldm.data.scene import FORMS, MAX_OBJECTS, SIZES, Scene, Statement, draw_scene, draw_statement
 from ldm.data.transforms import from_bytes
 from ldm.types import Key, Sample
 
@@ -25,6 +25,8 @@ class ShapesConfig:
     length: int = 100_000  # training samples an epoch
     max_objects: int = MAX_OBJECTS  # in a picture; 1 is learned sooner
     sizes: list[str] = field(default_factory=lambda: list(SIZES))  # of the objects
+    # how often a caption is of one object, of like ones, of two joined, of two related; their sum is 1
+    forms: list[float] = field(default_factory=lambda: list(FORMS.values()))
 
     def __post_init__(self) -> None:
         if self.size < 16 or self.size % 16:
@@ -36,6 +38,9 @@ class ShapesConfig:
             raise ValueError(f"max_objects {self.max_objects} is not 1 to {MAX_OBJECTS}; try max_objects={nearest}")
         if not self.sizes or not set(self.sizes) <= SIZES.keys():
             raise ValueError(f"sizes {self.sizes} must hold some of {', '.join(SIZES)}; try sizes=[{','.join(SIZES)}]")
+        if len(self.forms) != len(FORMS) or not (min(self.forms) >= 0 and abs(sum(self.forms) - 1) < 1e-6):
+            usual = ",".join(map(str, FORMS.values()))
+            raise ValueError(f"forms {self.forms} must be {len(FORMS)} shares whose sum is 1; try forms=[{usual}]")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed} is negative; try seed={-self.seed}")
 
@@ -69,8 +74,9 @@ class Shapes:
     def scene(self, index: int) -> tuple[Scene, str, Statement]:
         """What is drawn at ``index``, its caption, and what the caption states."""
         rng = np.random.default_rng([self.config.seed, SPLITS[self.split], index])
-        statement = draw_statement(rng, max_objects=self.config.max_objects, sizes=self.config.sizes)
-        return draw_scene(statement, rng, sizes=self.config.sizes), caption(statement, rng), statement
+        config = self.config
+        statement = draw_statement(rng, max_objects=config.max_objects, sizes=config.sizes, forms=config.forms)
+        return draw_scene(statement, rng, sizes=config.sizes), caption(statement, rng), statement
 
     def captions(self, count: int) -> Iterator[str]:
         """The first ``count`` captions, without drawing their pictures."""
@@ -81,4 +87,6 @@ class Shapes:
         name = f"shapes-v{VERSION}-{self.split}-{config.size}px-seed{config.seed}-{len(self)}"
         if config.max_objects != MAX_OBJECTS:
             name += f"-max{config.max_objects}"
+        if config.forms != list(FORMS.values()):
+            name += f"-forms{'-'.join(f'{share:g}' for share in config.forms)}"
         return name if config.sizes == list(SIZES) else f"{name}-{'-'.join(config.sizes)}"

@@ -157,6 +157,14 @@ def test_every_object_has_one_of_the_sizes_asked_for(size):
         assert_fits(scene)
 
 
+def test_captions_take_the_forms_as_often_as_asked_for():
+    shares = [0.1, 0.6, 0.3, 0.0]
+    said = [ShapesConfig(forms=shares).build("train").scene(i)[2] for i in range(1_000)]
+    forms = ["like" if s.count > 1 else "relation" if s.relation else ("one", "and")[len(s.things) - 1] for s in said]
+    for form, share in zip(("one", "like", "and", "relation"), shares, strict=True):
+        assert abs(forms.count(form) / len(said) - share) < 4 * (share * (1 - share) / len(said)) ** 0.5 + 1e-9
+
+
 def test_articles_and_plurals_are_english():
     rng = np.random.default_rng(0)
     said = {
@@ -298,6 +306,10 @@ def test_other_sizes_show_the_same_scene_scaled(size):
         {"max_objects": 0},
         {"sizes": []},
         {"sizes": ["huge"]},
+        {"forms": [0.5, 0.5]},
+        {"forms": [0.5, 0.5, 0.5, 0.5]},
+        {"forms": [-0.5, 0.5, 0.5, 0.5]},
+        {"forms": [float("nan")] * 4},
     ],
 )
 def test_settings_that_cannot_be_drawn_are_refused(wrong):
@@ -316,5 +328,6 @@ def test_images_are_float_in_minus_one_to_one_and_hold_the_bytes_exactly():
 
 def test_the_fingerprint_tells_apart_whatever_gives_other_samples():
     configs = [{}, {"size": 32}, {"seed": 1}, {"length": 50}, {"max_objects": 1}, {"sizes": ["large"]}]
+    configs.append({"forms": [0.1, 0.3, 0.2, 0.4]})
     prints = [ShapesConfig(**c).build(split).fingerprint() for c in configs for split in ("train", "val")]
     assert len(set(prints)) == len(prints)
