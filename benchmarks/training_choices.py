@@ -1,13 +1,17 @@
-"""What the target, the weight, the schedule and the times of a denoiser's training are worth: a table in Markdown.
+"""What the choices of a denoiser's training are worth: a table in Markdown.
 
     make demo
     python benchmarks/training_choices.py --base runs/demo --config configs/demo.yaml \\
         train_ldm.steps=400 train_ldm.decay=linear
+    python scripts/cache_latents.py
+    python benchmarks/training_choices.py --recipe --base runs/shapes --prompts-per-category 30 train_ldm.steps=800
 
-Each row trains a denoiser from scratch, all of them on the same latents, for the same steps with the same seed. A row
-tells the target, the schedule where it is not the first row's, and what else is not. The score is that of the exact
-benchmark, on the prompts that pictures of the run's world can fulfil, with a 95 % interval. One that is there is
-not trained again.
+Each row trains a denoiser from scratch, all of them on the same latents with the same seed. The first table compares
+targets, weights, schedules and times at the same steps; a row tells the target, the schedule where it is not the first
+row's, and what else is not. ``--recipe`` compares the rest at the same time: the first row takes the configuration's
+steps, the others as many more or fewer as they are quicker or slower (``training_speed.py``). The score is that of the
+exact benchmark, on the prompts that pictures of the run's world can fulfil, with a 95 % interval. One that is there
+is not trained again.
 """
 
 import argparse
@@ -23,13 +27,13 @@ from ldm.run import Run
 from ldm.stages import train_ldm
 from ldm.training.log import read
 
-GIVEN = ("autoencoder", "text", "cache")  # the stages that all rows share
+STAGES = ("autoencoder", "text", "cache")  # what all rows share; the shipped model's where the base lacks the first two
 PLAIN = ["weight=plain", "times=uniform"]
 V = ["process.target=v", "schedule=cosine", "schedule.shift=2", *PLAIN]
 # of the linear schedule, for x0 cannot be told from noise where no signal is left
 EPS = ["process.target=eps", "schedule=linear", "schedule.shift=1", *PLAIN]
 FLOW = ["process.target=flow", "schedule=flow", "schedule.shift=1", *PLAIN]
-ROWS = {  # name: overrides of the configuration
+TARGETS = {  # name: overrides of the configuration
     "v, cosine with shift 2": V,
     "x0, cosine with shift 2": [*V, "process.target=x0"],
     "edm, cosine with shift 2": [*V, "process.target=edm"],
@@ -52,23 +56,52 @@ ROWS = {  # name: overrides of the configuration
     "v, weight vlb": [*V, "weight=vlb"],
     "eps, linear, weight min_snr": [*EPS, "weight=min_snr"],
 }
+RECIPES = {  # name: how many steps take the time of one as configured, and overrides
+    "as configured": (1.0, []),
+    "average with decay 0.99": (1.0, ["train_ldm.ema=0.99"]),
+    "learning rate 3e-3": (1.0, ["train_ldm.lr=3e-3"]),
+    "learning rate 1.2e-2": (1.0, ["train_ldm.lr=1.2e-2"]),
+    "AdamW, learning rate 1e-3": (1.3, ["train_ldm.optimizer=adamw", "train_ldm.lr=1e-3"]),
+    "batches of 32": (1.5, ["train_ldm.batch=32"]),
+    "batches of 16": (2.0, ["train_ldm.batch=16"]),
+    "text dropout 0.02": (1.0, ["process.text_dropout=0.02"]),
+    "text dropout 0.2": (1.0, ["process.text_dropout=0.2"]),
+    "times uniform": (1.0, ["times=uniform"]),
+    "width 48": (1.4, ["denoiser.width=48"]),
+    "width 96": (0.6, ["denoiser.width=96"]),
+    "DiT of width 256 and depth 5": (
+        1.0,
+        ["denoiser=dit", "denoiser.patch=2", "denoiser.width=256", "denoiser.depth=5", "denoiser.heads=4"],
+    ),
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="laid over the configuration of every row")
-    parser.add_argument("--config", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--config", type=Path, metavar="FILE", help="the shapes run's if left out")
     parser.add_argument("--base", type=Path, required=True, metavar="RUN", help="whose latents and text are used")
-    parser.add_argument("--row", action="append", choices=ROWS, help="all if left out; may be given again")
+    parser.add_argument("--recipe", action="store_true", help="compare what is no matter of the equations")
+    parser.add_argument("--row", action="append", metavar="NAME", help="all if left out; may be given again")
     parser.add_argument("--out", type=Path, default=Path("runs/choices"), metavar="FOLDER")
     parser.add_argument("--prompts-per-category", type=int, default=50, metavar="N", help="before those are left out")
     args = parser.parse_args()
-    print("| target, schedule | right | loss: its own caption / another's |\n| --- | --- | --- |")
-    for name in args.row or ROWS:
-        told = [*args.overrides, *ROWS[name]]
-        folder = args.out / sha256(" ".join([str(args.config), *told]).encode()).hexdigest()[:8]
-        run = load(Run, args.config, [*told, f"out={folder}"])
+    table = RECIPES if args.recipe else {name: (1.0, overrides) for name, overrides in TARGETS.items()}
+    if unknown := set(args.row or ()) - table.keys():
+        raise ValueError(f"--row '{min(unknown)}' is not one of: {'; '.join(table)}")
+    what = "one thing changed" if args.recipe else "target, schedule"
+    print(f"| {what} | right | loss: its own caption / another's |\n| --- | --- | --- |")
+    for name in args.row or table:
+        run = configured(args.config, args.overrides, *table[name], args.out)
         print(f"| {name} | {row(run, args.base, args.prompts_per_category)} |", flush=True)
+
+
+def configured(config: Path | None, overrides: list[str], pace: float, changes: list[str], out: Path) -> Run:
+    """The run of a row: ``pace`` times the steps of ``config`` and ``overrides``, and its ``changes``."""
+    told = [*overrides, *changes]
+    steps = round(pace * load(Run, config, overrides).train_ldm.steps)
+    name = sha256(" ".join([str(config), *told]).encode()).hexdigest()[:8]
+    return load(Run, config, [*told, f"train_ldm.steps={steps}", f"out={out / name}"])
 
 
 def row(run: Run, base: Path, per_category: int) -> str:
@@ -89,12 +122,12 @@ def row(run: Run, base: Path, per_category: int) -> str:
 
 
 def share(base: Path, out: Path) -> None:
-    """Link the given stages of ``base`` into the run's folder."""
+    """Link the stages of ``base`` into the run's folder."""
+    if not (base / "cache").is_dir():
+        raise ValueError(f"{base} has no cache; run `make demo` or scripts/cache_latents.py, and give its folder")
     out.mkdir(parents=True, exist_ok=True)
-    for stage in GIVEN:
-        if not (base / stage).is_dir():
-            raise ValueError(f"{base} has no {stage}; run `make demo`, or give a run that has all of {GIVEN}")
-        if not (out / stage).exists():
+    for stage in STAGES:
+        if (base / stage).is_dir() and not (out / stage).exists():
             (out / stage).symlink_to((base / stage).resolve(), target_is_directory=True)
 
 

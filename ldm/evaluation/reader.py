@@ -6,7 +6,10 @@ to its pixels and the shape whose outline covers them. Whatever is no clean obje
 Legend: N pictures, S side, n pixels of all objects, K objects of all pictures, P side of the patch around one.
 """
 
+import os
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +27,7 @@ SPECK = 3.0  # area, in pixels of a picture of 64, below which a component is no
 OVERLAP = 0.8  # least intersection over union of an object with its shape
 RADII = (6.0, 18.5)  # of an object, pixels of a picture of 64: the world's sizes with some play
 PATCH = 40  # P, pixels of a picture of 64; what reaches beyond it, or to the edge of the picture, is no object
-AT_ONCE = 256 * 64**2  # pixels of pictures read together, which bounds the memory
+AT_ONCE = 256 * 64**2  # pixels of pictures that a thread reads together, which bounds the memory
 
 GROUNDS, PAINTS = (np.array([*table.values()], dtype=np.float32) for table in (BACKGROUNDS, COLORS))  # (4, 3), (8, 3)
 
@@ -54,7 +57,9 @@ def read(images: NDArray[np.uint8]) -> list[Scene]:
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3 or images.dtype != np.uint8:
         raise ValueError(f"pictures of {images.dtype} {images.shape} cannot be read; uint8 (N, S, S, 3) can")
     count = max(1, AT_ONCE // images.shape[1] ** 2)
-    return [scene for first in range(0, len(images), count) for scene in _read(images[first : first + count])]
+    parts = [images[first : first + count] for first in range(0, len(images), count)]
+    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy, which does most of it, lets others work
+        return list(chain.from_iterable(threads.map(_read, parts)))
 
 
 def _read(images: NDArray[np.uint8]) -> list[Scene]:
