@@ -4,8 +4,8 @@
 
 Each run was trained by one process with train_ldm.score_every=N; what is scored is the average of its weights, on the
 prompts that the run scores itself by. The minutes are those of the training steps alone: not of the scores, the
-validations, the sample grids and the checkpoints. Runs that were scored equally often are also drawn as one, all their
-pictures together, with the 95 % interval that so many pictures leave.
+validations, the sample grids and the checkpoints. Runs of as many steps that were scored equally often are drawn as
+one, too: all their pictures together, with the 95 % interval that so many pictures leave.
 """
 
 import argparse
@@ -21,23 +21,24 @@ from ldm.run import Run
 from ldm.stages import scored_prompts
 from ldm.training.log import read
 
-TOGETHER = "all together"
-
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("runs", type=Path, nargs="+", metavar="RUN", help="folder of a run (its out)")
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write, *.svg")
     args = parser.parse_args()
-    found = {str(run): scores(run) for run in args.runs}
-    if len(found) > 1 and len({len(line) for line in found.values()}) == 1:
-        found[TOGETHER] = together([*found.values()])
+    alone = {str(run): scores(run) for run in args.runs}
+    groups: dict[tuple[int, int], list[dict[float, Share]]] = {}
+    for run in args.runs:
+        groups.setdefault((steps_of(run), len(alone[str(run)])), []).append(alone[str(run)])
+    joined = {f"{steps:,} steps, together": together(runs) for (steps, _), runs in groups.items() if len(runs) > 1}
+    found = alone | joined
     for name, line in found.items():
         print(name + ": " + ", ".join(f"{share.value:.0%} after {minutes:.1f} min" for minutes, share in line.items()))
     lines: dict[str, dict[float, Point]] = {
         name: {minutes: share.value for minutes, share in line.items()} for name, line in found.items()
     }
-    for name in found if len(found) == 1 else found.keys() & {TOGETHER}:
+    for name in joined or (found if len(found) == 1 else ()):
         lines[name] = {minutes: (share.value, *share.interval) for minutes, share in found[name].items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(curve(lines, "minutes of training the denoiser", "share of right pictures"))
@@ -66,6 +67,11 @@ def scores(run: Path) -> dict[float, Share]:
     if not found:
         raise ValueError(f"{run} was never scored; train it with train_ldm.score_every=500")
     return found
+
+
+def steps_of(run: Path) -> int:
+    """How many steps the run was to take, at whose end its learning rate has come down."""
+    return load(Run, run / "model" / CONFIG).train_ldm.steps
 
 
 def together(runs: list[dict[float, Share]]) -> dict[float, Share]:

@@ -27,7 +27,7 @@ class Run(Sampling):
 
     sampler: Any = choice(SAMPLERS, "dpm_solver_pp", eta=2.5)
     guidance: GuidanceConfig = section(GuidanceConfig, scale=3.0, interval=[0.4, 0.8])
-    sample: SampleConfig = section(SampleConfig, steps=30)
+    sample: SampleConfig = section(SampleConfig, steps=30, batch=64)
     out: str = "runs/shapes"  # folder of everything that the run writes
     base: str = ""  # model folder whose networks the training starts from, and whose parts fill missing stages
     decoder_only: bool = False  # the base's latents, and denoisers of them, go on being right

@@ -16,8 +16,8 @@ BENCHMARK = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(BENCHMARK)
 
 
-def run_with(folder, lines):
-    run = load(Run, None, ["train_ldm.batch=30", "train_ldm.accumulate=2", "train_ldm.score_every=20"])
+def run_with(folder, lines, *changes):
+    run = load(Run, None, ["train_ldm.batch=30", "train_ldm.accumulate=2", "train_ldm.score_every=20", *changes])
     for path, text in (
         ("model/config.yaml", to_yaml(run)),
         ("training/denoiser/log.jsonl", "".join(json.dumps(line) + "\n" for line in lines)),
@@ -43,6 +43,23 @@ def test_minutes_are_those_of_the_steps_at_the_speed_that_each_stretch_had(tmp_p
 def test_pictures_of_several_runs_are_counted_together_at_the_mean_of_their_minutes():
     runs = [{1.0: Share(10, 100), 2.0: Share(30, 100)}, {3.0: Share(20, 100), 5.0: Share(50, 100)}]
     assert BENCHMARK.together(runs) == {2.0: Share(30, 200), 3.5: Share(80, 200)}
+
+
+def test_runs_of_as_many_steps_are_drawn_together_too(tmp_path, monkeypatch, capsys):
+    runs = [
+        run_with(
+            tmp_path / f"{steps}-{hits}",
+            [{"step": 20, "images_per_second": 10.0}, {"step": 20, "score": hits / 100}],
+            f"train_ldm.steps={steps}",
+        )
+        for steps, hits in ((20, 10), (20, 20), (40, 5))
+    ]
+    monkeypatch.setattr("sys.argv", ["learning_curve.py", *map(str, runs), "--out", str(tmp_path / "curve.svg")])
+    BENCHMARK.main()
+    *alone, last = capsys.readouterr().out.splitlines()
+    assert len(alone) == len(runs)
+    assert last == "20 steps, together: 15% after 2.0 min"
+    assert "20 steps, together" in (tmp_path / "curve.svg").read_text()
 
 
 def test_a_run_without_scores_is_refused_with_the_way_out(tmp_path):
