@@ -13,7 +13,8 @@ from torch import Tensor, nn
 
 from ldm.autoencoders.blocks import AT_LATENT_SIZE, NORMS, Bound, Stack, decoder, encoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Code
-from ldm.autoencoders.tiles import LEAST_PLACES, tiled
+from ldm.autoencoders.tiles import LEAST_PLACES
+from ldm.autoencoders.whole_norms import in_tiles
 from ldm.config import nearest
 
 
@@ -68,7 +69,6 @@ class Autoencoder(nn.Module):
     def __init__(self, config: AutoencoderConfig, bottleneck: Bottleneck) -> None:
         super().__init__()
         self.channels, self.factor = config.channels, config.factor
-        self.width = config.width * config.multipliers[-1]  # of what is of the latent's size
         back = config.stack(config.decoder_width or config.width, config.decoder_blocks or config.blocks)
         self.encoder = encoder(3, bottleneck.features, config.stack(config.width, config.blocks))
         self.decoder = decoder(config.channels, 3, back)
@@ -104,7 +104,8 @@ class Autoencoder(nn.Module):
         """Latents (B, C, H / f, W / f), scaled as ``measure`` says: the posterior's mean, and not quantised.
 
         With ``tile``, all that is larger than the latent is made of tiles of at most so many pixels a side, one at a
-        time (``ldm.autoencoders.tiles``). What works at the latent's size, attention above all, sees it whole.
+        time (``ldm.autoencoders.tiles``). What works at the latent's size, attention above all, sees it whole, and
+        group norms have the statistics of the whole, which takes several passes (``ldm.autoencoders.whole_norms``).
 
         Raises:
             ValueError: the image's sides are not multiples of the factor.
@@ -115,7 +116,7 @@ class Autoencoder(nn.Module):
             )
         fine, coarse = self.encoder[: -AT_LATENT_SIZE["encoder"]], self.encoder[-AT_LATENT_SIZE["encoder"] :]
         if tile:
-            h = tiled(fine, image, self.tile_places(tile), channels=self.width, shrink=self.factor)
+            h = in_tiles(fine, image, self.checked(tile))
         else:
             h = fine(image)
         z = self.bottleneck.mode(coarse(h))
@@ -131,18 +132,18 @@ class Autoencoder(nn.Module):
         h = coarse(self.bottleneck.quantize(latent * self.std + self.mean))
         image: Tensor
         if tile:
-            image = tiled(fine, h, self.tile_places(tile), channels=3, grow=self.factor)
+            image = in_tiles(fine, h, self.checked(tile))
         else:
             image = fine(h)
         return image.clamp(-1, 1) if clamp else image
 
-    def tile_places(self, tile: int) -> int:
-        """The side of a tile of that many pixels in places of the latent; a ValueError where that is too small."""
+    def checked(self, tile: int) -> int:
+        """The side of a tile, a multiple of the factor; a ValueError where it is too small."""
         if tile < LEAST_PLACES * self.factor:
             raise ValueError(
                 f"tile {tile} is too small for a factor of {self.factor}; try tile={64 * self.factor}, or 0 for none"
             )
-        return tile // self.factor
+        return tile // self.factor * self.factor
 
     @torch.no_grad()
     def measure(self, images: Iterable[Tensor]) -> None:

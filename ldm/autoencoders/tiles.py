@@ -1,12 +1,12 @@
 """Large pictures in bounded memory: one after another, each in overlapping tiles that are blended.
 
 A tile's result is that of the whole picture where the network looks no farther than the tile's margin. Group norms look
-at all of a tile: there tiles differ in their tones, and blending only makes the change gradual.
+at all of it: ``ldm.autoencoders.whole_norms``.
 
 Legend: B batch, C channels, H W size, n tiles along an axis.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -52,20 +52,39 @@ def spans(length: int, tile: int, grow: int = 1) -> list[Span]:
     ]
 
 
-def tiled(
-    call: Callable[[Tensor], Tensor], x: Tensor, tile: int, *, channels: int, shrink: int = 1, grow: int = 1
-) -> Tensor:
-    """What ``call`` makes of ``x`` (B, C, H, W), of ``channels``, from calls of one tile of one row each; float32.
+class Tile(NamedTuple):
+    """What a tile takes, where its result belongs, and how much each place of that counts."""
+
+    source: tuple[slice, slice]  # rows and columns
+    target: tuple[slice, slice]
+    weights: Tensor
+
+
+def tiles(
+    height: int, width: int, tile: int, *, shrink: int = 1, grow: int = 1, device: torch.device | None = None
+) -> Iterator[Tile]:
+    """Tiles of ``tile`` of the ``height`` x ``width`` coarser places, as ``tiled`` counts them."""
+    for row, column in product(spans(height, tile, grow), spans(width, tile, grow)):
+        yield Tile(
+            (slice(shrink * row.start, shrink * row.stop), slice(shrink * column.start, shrink * column.stop)),
+            (slice(grow * row.start, grow * row.stop), slice(grow * column.start, grow * column.stop)),
+            (row.weights[:, None] * column.weights).to(device),
+        )
+
+
+def tiled(call: Callable[[Tensor], Tensor], x: Tensor, tile: int, *, shrink: int = 1, grow: int = 1) -> Tensor:
+    """What ``call`` makes of ``x`` (B, C, H, W), from calls of one tile of one row each; float32.
 
     ``call`` makes one place of ``shrink`` x ``shrink``, or ``grow`` x ``grow`` places of one, and ``tile`` counts the
     coarser ones. The result is that of the whole where ``call`` looks no farther than the margin.
     """
     height, width = (side // shrink for side in x.shape[2:])
-    made = torch.zeros(len(x), channels, grow * height, grow * width, device=x.device)
-    for row, column in product(spans(height, tile, grow), spans(width, tile, grow)):
-        part = x[:, :, shrink * row.start : shrink * row.stop, shrink * column.start : shrink * column.stop]
-        weights = (row.weights[:, None] * column.weights).to(x.device)
-        down, right = slice(grow * row.start, grow * row.stop), slice(grow * column.start, grow * column.stop)
-        for i, one in enumerate(part.split(1)):
-            made[i : i + 1, :, down, right] += weights * call(one).float()
+    made: Tensor | None = None
+    for part in tiles(height, width, tile, shrink=shrink, grow=grow, device=x.device):
+        for i, one in enumerate(x[:, :, *part.source].split(1)):
+            result = call(one).float()  # (1, C', h, w)
+            if made is None:
+                made = torch.zeros(len(x), result.shape[1], grow * height, grow * width, device=x.device)
+            made[i : i + 1, :, *part.target] += part.weights * result
+    assert made is not None
     return made

@@ -10,6 +10,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
 from ldm.autoencoders.blocks import NORMS, Attention
 from ldm.autoencoders.tiles import spans, tiled
+from ldm.autoencoders.whole_norms import in_tiles
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.folders import load_autoencoder, shipped_model
@@ -56,9 +57,9 @@ def test_what_looks_no_farther_than_the_margin_comes_out_the_same(size):
     grow = nn.Sequential(nn.Conv2d(2, 12, 3, padding=1), nn.PixelShuffle(2))
     shrink = nn.Sequential(nn.PixelUnshuffle(2), nn.Conv2d(8, 5, 3, padding=1))
     x = torch.randn(2, 2, *size)
-    torch.testing.assert_close(tiled(grow, x, 16, channels=3, grow=2), grow(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiled(grow, x, 16, grow=2), grow(x), atol=1e-5, rtol=1e-4)
     x = torch.randn(2, 2, 2 * size[0], 2 * size[1])
-    torch.testing.assert_close(tiled(shrink, x, 16, channels=5, shrink=2), shrink(x), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(tiled(shrink, x, 16, shrink=2), shrink(x), atol=1e-5, rtol=1e-4)
 
 
 def test_no_call_is_of_more_than_a_tile_of_one_picture():
@@ -68,7 +69,7 @@ def test_no_call_is_of_more_than_a_tile_of_one_picture():
         seen.append(tuple(part.shape))
         return part
 
-    tiled(call, torch.zeros(3, 2, 41, 100), 16, channels=2)
+    tiled(call, torch.zeros(3, 2, 41, 100), 16)
     assert {shape[:2] for shape in seen} == {(1, 2)} and max(max(shape[2:]) for shape in seen) <= 16
 
 
@@ -82,14 +83,27 @@ def test_a_tile_as_large_as_the_picture_is_the_picture(bottleneck):
 
 @pytest.mark.parametrize("attention", [True, False])
 @pytest.mark.parametrize("bottleneck", ["kl", "vq2"])
-def test_with_random_weights_of_local_norms_no_seam_shows(bottleneck, attention):
-    """Attention looks at all of the picture, and does so here, too."""
-    network, image = built(bottleneck=bottleneck, attention=attention), torch.rand(1, 3, 160, 224) * 2 - 1
+@pytest.mark.parametrize("norm", NORMS)
+def test_with_random_weights_no_seam_shows(norm, bottleneck, attention):
+    """Attention and group norms look at all of the picture, and do so here, too."""
+    network, image = built(norm, bottleneck=bottleneck, attention=attention), torch.rand(1, 3, 160, 224) * 2 - 1
     latent = network.encode(image)
     seams = (network.decode(latent, tile=128) - network.decode(latent)).abs()
     assert 0 < seams.mean() < GREY_LEVEL
     inside = (network.encode(image, tile=128) - latent).abs().mean() / latent.abs().mean()
     assert inside < 0.02
+
+
+@torch.no_grad()
+def test_group_norms_over_tiles_are_those_of_the_whole():
+    """Tiles of pictures that are dark on one side, each of whose own statistics would be others."""
+    network = built("group")
+    image = torch.rand(2, 3, 320, 288) * torch.linspace(-1, 1, 288)
+    latent = network.encode(image)
+    torch.testing.assert_close(network.encode(image, tile=256), latent, atol=1e-4, rtol=1e-4)
+    h, fine = network.decoder[:2](latent), network.decoder[2:]
+    torch.testing.assert_close(in_tiles(fine, h, 256), fine(h), atol=1e-4, rtol=1e-4)
+    assert (tiled(fine, h, 64, grow=4) - fine(h)).abs().mean() > 1e-3  # what each tile's own would give
 
 
 def test_with_the_shipped_weights_no_seam_shows(large):
