@@ -28,6 +28,7 @@ from ldm.stages import train_ldm
 from ldm.training.log import read
 
 STAGES = ("autoencoder", "text", "cache")  # what all rows share; the shipped model's where the base lacks the first two
+LEARNED = Path(__file__).parents[1] / "configs" / "shapes_learned.yaml"
 PLAIN = ["weight=plain", "times=uniform"]
 V = ["process.target=v", "schedule=cosine", "schedule.shift=2", *PLAIN]
 # of the linear schedule, for x0 cannot be told from noise where no signal is left
@@ -56,6 +57,13 @@ TARGETS = {  # name: overrides of the configuration
     "v, weight vlb": [*V, "weight=vlb"],
     "eps, linear, weight min_snr": [*EPS, "weight=min_snr"],
 }
+TARGETS["v, listed as learned, weight vlb"] = [
+    "process.target=v",
+    "schedule=listed",
+    f"schedule.gamma={load(Run, LEARNED).schedule.gamma}",
+    "weight=vlb",
+    "times=uniform",
+]
 RECIPES = {  # name: how many steps take the time of one as configured, and overrides
     "as configured": (1.0, []),
     "average with decay 0.99": (1.0, ["train_ldm.ema=0.99"]),

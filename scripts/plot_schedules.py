@@ -3,7 +3,8 @@
     python scripts/plot_schedules.py --out schedules.png
 
 The ending of the file's name says whether it is a PNG or an SVG. Each schedule is drawn with its default values; tables
-of betas are solid lines, closed forms are dashed. Two are drawn again, dotted, with a value that is not the default.
+of betas are solid lines, closed forms are dashed. Some are drawn again, dotted, with values that are not the defaults:
+among them the one that was learned of the shipped model (scripts/learn_schedule.py).
 """
 
 import argparse
@@ -18,15 +19,19 @@ import numpy as np
 from matplotlib import pyplot as plt
 
 from ldm.cli import check_picture, one_line_errors
+from ldm.config import load
 from ldm.diffusion.schedules import SCHEDULES, TableConfig
+from ldm.run import Run
 
 POINTS = 801  # of each curve
 CLIP = 20  # largest log SNR that is drawn, and smallest with a minus
 COLOURS = [*matplotlib.colormaps["tab10"].colors, "black"]
 TABLE, CLOSED, CHANGED = "-", (0, (5, 2)), (0, (1, 1.5))  # matplotlib's kinds of line
+LEARNED = Path(__file__).parents[1] / "configs" / "shapes_learned.yaml"
 VARIANTS = {  # schedules with a value that is not the default
     "scaled_linear, zero_snr=true": ("scaled_linear", {"zero_snr": True}),  # Lin et al. 2023, arXiv:2305.08891
     "flow, shift=3": ("flow", {"shift": 3.0}),  # SD3, Esser et al. 2024, arXiv:2403.03206
+    "listed, as learned": ("listed", {"gamma": load(Run, LEARNED).schedule.gamma}),
 }
 
 
