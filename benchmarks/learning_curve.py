@@ -4,7 +4,7 @@
 
 Each run was trained by one process with train_ldm.score_every=N; what is scored is the average of its weights, on the
 prompts that the run scores itself by. The minutes are those of the training steps alone: not of the scores, the
-validations, the sample grids and the checkpoints. Runs of as many steps that were scored equally often are drawn as
+validations, the sample grids and the checkpoints. Runs of the same length that were scored equally often are drawn as
 one, too: all their pictures together, with the 95 % interval that so many pictures leave.
 """
 
@@ -19,7 +19,7 @@ from ldm.evaluation.score import Share
 from ldm.folders import CONFIG
 from ldm.run import Run
 from ldm.stages import scored_prompts
-from ldm.training.log import read
+from ldm.training.log import minutes_of_steps, read
 
 
 def main() -> None:
@@ -28,18 +28,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, metavar="FILE", help="where to write, *.svg")
     args = parser.parse_args()
     alone = {str(run): scores(run) for run in args.runs}
-    groups: dict[tuple[int, int], list[dict[float, Share]]] = {}
-    for run in args.runs:
-        groups.setdefault((steps_of(run), len(alone[str(run)])), []).append(alone[str(run)])
-    joined = {f"{steps:,} steps, together": together(runs) for (steps, _), runs in groups.items() if len(runs) > 1}
-    found = alone | joined
-    for name, line in found.items():
+    groups: dict[str, list[dict[float, Share]]] = {}
+    for name, line in alone.items():
+        groups.setdefault(f"{length(Path(name))}, {len(line)} of their scores", []).append(line)
+    joined = {f"{len(runs)} runs of {name}": together(runs) for name, runs in groups.items() if len(runs) > 1}
+    for name, line in (alone | joined).items():
         print(name + ": " + ", ".join(f"{share.value:.0%} after {minutes:.1f} min" for minutes, share in line.items()))
+    banded = joined or (alone if len(alone) == 1 else {})
     lines: dict[str, dict[float, Point]] = {
-        name: {minutes: share.value for minutes, share in line.items()} for name, line in found.items()
+        name: {
+            minutes: (share.value, *share.interval) if name in banded else share.value
+            for minutes, share in line.items()
+        }
+        for name, line in (alone | joined).items()
     }
-    for name in joined or (found if len(found) == 1 else ()):
-        lines[name] = {minutes: (share.value, *share.interval) for minutes, share in found[name].items()}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(curve(lines, "minutes of training the denoiser", "share of right pictures"))
 
@@ -52,26 +54,23 @@ def scores(run: Path) -> dict[float, Share]:
     """
     made = load(Run, run / "model" / CONFIG)
     config, total = made.train_ldm, len(scored_prompts(made))
-    images = config.batch * config.accumulate
+    log = read(run / "training" / "denoiser" / "log.jsonl")
     found: dict[float, Share] = {}
-    seconds, step = 0.0, 0
-    for line in read(run / "training" / "denoiser" / "log.jsonl"):
-        if "images_per_second" in line:
-            seconds += (line["step"] - step) * images / line["images_per_second"]
-            step = line["step"]
+    for line, minutes in zip(log, minutes_of_steps(log, config.batch * config.accumulate), strict=True):
         if "score" in line:
             hits = round(line["score"] * total)
             if not total or abs(hits / total - line["score"]) > 1e-6:
                 raise ValueError(f"{run}: a score of {line['score']:g} is none of {total} pictures, as it asks for now")
-            found[seconds / 60] = Share(hits, total)
+            found[minutes] = Share(hits, total)
     if not found:
         raise ValueError(f"{run} was never scored; train it with train_ldm.score_every=500")
     return found
 
 
-def steps_of(run: Path) -> int:
-    """How many steps the run was to take, at whose end its learning rate has come down."""
-    return load(Run, run / "model" / CONFIG).train_ldm.steps
+def length(run: Path) -> str:
+    """How long the run was to be, at whose end its learning rate has come down."""
+    config = load(Run, run / "model" / CONFIG).train_ldm
+    return f"{config.steps:,} steps of {config.batch * config.accumulate}"
 
 
 def together(runs: list[dict[float, Share]]) -> dict[float, Share]:

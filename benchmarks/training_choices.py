@@ -8,10 +8,11 @@
 
 Each row trains a denoiser from scratch, all of them on the same latents with the same seed. The first table compares
 targets, weights, schedules and times at the same steps; a row tells the target, the schedule where it is not the first
-row's, and what else is not. ``--recipe`` compares the rest at the same time: the first row takes the configuration's
-steps, the others as many more or fewer as they are quicker or slower (``training_speed.py``). The score is that of the
-exact benchmark, on the prompts that pictures of the run's world can fulfil, with a 95 % interval. One that is there
-is not trained again.
+row's, and what else is not. All are guided throughout, for a time is another level on another schedule. ``--recipe``
+compares the rest: the first row takes the configuration's steps, the others as many more or fewer as take the same
+time by ``training_speed.py`` on two cores of an AMD EPYC; the minutes are those of the steps alone. The score is that
+of the exact benchmark, on the prompts that pictures of the run's world can fulfil, with a 95 % interval. A row that is
+there is not trained again.
 """
 
 import argparse
@@ -25,11 +26,10 @@ from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
 from ldm.folders import load_model
 from ldm.run import Run
 from ldm.stages import train_ldm
-from ldm.training.log import read
+from ldm.training.log import minutes_of_steps, read
 
 STAGES = ("autoencoder", "text", "cache")  # what all rows share; the shipped model's where the base lacks the first two
-LEARNED = Path(__file__).parents[1] / "configs" / "shapes_learned.yaml"
-PLAIN = ["weight=plain", "times=uniform"]
+PLAIN = ["weight=plain", "times=uniform", "guidance.interval=[0,1]"]
 V = ["process.target=v", "schedule=cosine", "schedule.shift=2", *PLAIN]
 # of the linear schedule, for x0 cannot be told from noise where no signal is left
 EPS = ["process.target=eps", "schedule=linear", "schedule.shift=1", *PLAIN]
@@ -57,13 +57,6 @@ TARGETS = {  # name: overrides of the configuration
     "v, weight vlb": [*V, "weight=vlb"],
     "eps, linear, weight min_snr": [*EPS, "weight=min_snr"],
 }
-TARGETS["v, listed as learned, weight vlb"] = [
-    "process.target=v",
-    "schedule=listed",
-    f"schedule.gamma={load(Run, LEARNED).schedule.gamma}",
-    "weight=vlb",
-    "times=uniform",
-]
 RECIPES = {  # name: how many steps take the time of one as configured, and overrides
     "as configured": (1.0, []),
     "average with decay 0.99": (1.0, ["train_ldm.ema=0.99"]),
@@ -79,7 +72,15 @@ RECIPES = {  # name: how many steps take the time of one as configured, and over
     "width 96": (0.6, ["denoiser.width=96"]),
     "DiT of width 256 and depth 5": (
         1.0,
-        ["denoiser=dit", "denoiser.patch=2", "denoiser.width=256", "denoiser.depth=5", "denoiser.heads=4"],
+        [
+            "denoiser=dit",
+            "denoiser.patch=2",
+            "denoiser.width=256",
+            "denoiser.depth=5",
+            "denoiser.heads=4",
+            "denoiser.pooled=false",
+            "train_ldm.lr=5e-3",
+        ],
     ),
 }
 
@@ -88,8 +89,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("overrides", nargs="*", metavar="KEY=VALUE", help="laid over the configuration of every row")
     parser.add_argument("--config", type=Path, metavar="FILE", help="the shapes run's if left out")
-    parser.add_argument("--base", type=Path, required=True, metavar="RUN", help="whose latents and text are used")
-    parser.add_argument("--recipe", action="store_true", help="compare what is no matter of the equations")
+    parser.add_argument("--base", type=Path, required=True, metavar="RUN", help="whose cache is used, and its stages")
+    parser.add_argument("--recipe", action="store_true", help="compare batch, learning rate, size and the like")
     parser.add_argument("--row", action="append", metavar="NAME", help="all if left out; may be given again")
     parser.add_argument("--out", type=Path, default=Path("runs/choices"), metavar="FOLDER")
     parser.add_argument("--prompts-per-category", type=int, default=50, metavar="N", help="before those are left out")
@@ -97,40 +98,50 @@ def main() -> None:
     table = RECIPES if args.recipe else {name: (1.0, overrides) for name, overrides in TARGETS.items()}
     if unknown := set(args.row or ()) - table.keys():
         raise ValueError(f"--row '{min(unknown)}' is not one of: {'; '.join(table)}")
-    what = "one thing changed" if args.recipe else "target, schedule"
-    print(f"| {what} | right | loss: its own caption / another's |\n| --- | --- | --- |")
+    what = "what is changed" if args.recipe else "target, schedule"
+    print(f"| {what} | right | loss: its own caption / another's | steps | minutes |\n|{' --- |' * 5}")
     for name in args.row or table:
-        run = configured(args.config, args.overrides, *table[name], args.out)
+        run = configured(args.config, args.overrides, *table[name], args.base, args.out)
         print(f"| {name} | {row(run, args.base, args.prompts_per_category)} |", flush=True)
 
 
-def configured(config: Path | None, overrides: list[str], pace: float, changes: list[str], out: Path) -> Run:
-    """The run of a row: ``pace`` times the steps of ``config`` and ``overrides``, and its ``changes``."""
-    told = [*overrides, *changes]
+def configured(
+    config: Path | None, overrides: list[str], pace: float, changes: list[str], base: Path, out: Path
+) -> Run:
+    """The run of a row: ``config`` with ``overrides``, ``pace`` times its steps, and ``changes``.
+
+    Its folder below ``out`` is named by all of these, and by the ``base``.
+    """
     steps = round(pace * load(Run, config, overrides).train_ldm.steps)
-    name = sha256(" ".join([str(config), *told]).encode()).hexdigest()[:8]
-    return load(Run, config, [*told, f"train_ldm.steps={steps}", f"out={out / name}"])
+    told = [*overrides, *changes, f"train_ldm.steps={steps}"]
+    name = sha256(" ".join([str(config), str(base.resolve()), *told]).encode()).hexdigest()[:8]
+    return load(Run, config, [*told, f"out={out / name}"])
 
 
 def row(run: Run, base: Path, per_category: int) -> str:
-    """The score of the denoiser of ``run``, trained here, and its losses, which compare within a target and schedule.
+    """The cells but for the name: losses compare within a target and schedule.
 
     Raises:
-        ValueError: ``base`` lacks a stage.
+        ValueError: ``base`` has no cache.
     """
     share(base, Path(run.out))
     model = load_model(train_ldm(run, device_of()), device_of())
     prompts = [p for p in prompt_set(per_category, TRAINING_SEED) if run.data.holds(p.statement)]
     score = mark(prompts, drawn_by(model, prompts)).score.overall
     low, high = score.interval
-    log = read(Path(run.out) / "training" / "denoiser" / "log.jsonl")
+    config, log = run.train_ldm, read(Path(run.out) / "training" / "denoiser" / "log.jsonl")
     last = [line for line in log if "val_loss" in line][-1]
-    losses = f"{last['val_loss']:.3f} / {last['val_loss_shuffled']:.3f}"
-    return f"{100 * score.value:.0f} % of {score.total} ({100 * low:.0f} to {100 * high:.0f}) | {losses}"
+    cells = (
+        f"{100 * score.value:.0f} % of {score.total} ({100 * low:.0f} to {100 * high:.0f})",
+        f"{last['val_loss']:.3f} / {last['val_loss_shuffled']:.3f}",
+        f"{config.steps:,}",
+        f"{minutes_of_steps(log, config.batch * config.accumulate)[-1]:.1f}",
+    )
+    return " | ".join(cells)
 
 
 def share(base: Path, out: Path) -> None:
-    """Link the stages of ``base`` into the run's folder."""
+    """Link the stages that ``base`` has into the run's folder; ValueError where it has no cache."""
     if not (base / "cache").is_dir():
         raise ValueError(f"{base} has no cache; run `make demo` or scripts/cache_latents.py, and give its folder")
     out.mkdir(parents=True, exist_ok=True)

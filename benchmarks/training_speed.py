@@ -27,6 +27,16 @@ ROWS = {  # name: overrides of the configuration
     "fused AdamW": ["train_ldm.optimizer=adamw"],
     "batches of 32": ["train_ldm.batch=32"],
     "batches of 16": ["train_ldm.batch=16"],
+    "width 48": ["denoiser.width=48"],
+    "width 96": ["denoiser.width=96"],
+    "DiT of width 256 and depth 5": [
+        "denoiser=dit",
+        "denoiser.patch=2",
+        "denoiser.width=256",
+        "denoiser.depth=5",
+        "denoiser.heads=4",
+        "denoiser.pooled=false",
+    ],
     "blocks computed again in the backward pass": ["denoiser.checkpointing=true"],
 }
 

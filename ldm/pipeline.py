@@ -82,7 +82,7 @@ class TextToImage:
         sampling = sampling or self.sampling
         latent_size = self.latent_size(size or self.size)
         if sampling.sample.tile:
-            self.autoencoder.checked(sampling.sample.tile)  # refuses a tile that is too small before drawing
+            self.autoencoder.tile_side(sampling.sample.tile)  # refuses a tile that is too small before drawing
         shape = (self.autoencoder.channels, *latent_size)
         null = self.condition([negative])
         for first in range(0, len(prompts), sampling.batch):

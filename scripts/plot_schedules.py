@@ -31,7 +31,6 @@ LEARNED = Path(__file__).parents[1] / "configs" / "shapes_learned.yaml"
 VARIANTS = {  # schedules with a value that is not the default
     "scaled_linear, zero_snr=true": ("scaled_linear", {"zero_snr": True}),  # Lin et al. 2023, arXiv:2305.08891
     "flow, shift=3": ("flow", {"shift": 3.0}),  # SD3, Esser et al. 2024, arXiv:2403.03206
-    "listed, as learned": ("listed", {"gamma": load(Run, LEARNED).schedule.gamma}),
 }
 
 
@@ -51,8 +50,9 @@ def draw(out: Path) -> None:
     colours = dict(zip(SCHEDULES, cycle(COLOURS), strict=False))
     curves = [(name, name, kind()) for name, kind in SCHEDULES.items()]
     curves += [(label, name, SCHEDULES[name](**values)) for label, (name, values) in VARIANTS.items()]
+    curves += [("listed, as learned", "listed", load(Run, LEARNED).schedule)]
     for label, name, config in curves:
-        dashes = CHANGED if label in VARIANTS else TABLE if isinstance(config, TableConfig) else CLOSED
+        dashes = CHANGED if label != name else TABLE if isinstance(config, TableConfig) else CLOSED
         style = {"color": colours[name], "linewidth": 1.8, "linestyle": dashes}
         schedule = config.build()
         levels = [schedule.level(float(t)) for t in times]

@@ -104,11 +104,12 @@ class Autoencoder(nn.Module):
         """Latents (B, C, H / f, W / f), scaled as ``measure`` says: the posterior's mean, and not quantised.
 
         With ``tile``, all that is larger than the latent is made of tiles of at most so many pixels a side, one at a
-        time (``ldm.autoencoders.tiles``). What works at the latent's size, attention above all, sees it whole, and
-        group norms have the statistics of the whole, which takes several passes (``ldm.autoencoders.whole_norms``).
+        time (``ldm.autoencoders.tiles``). What works at the latent's size, attention above all, sees it whole. With
+        group norms a tile has so many places of each size that there is, and they have the statistics of the whole,
+        which takes several passes (``ldm.autoencoders.whole_norms``).
 
         Raises:
-            ValueError: the image's sides are not multiples of the factor.
+            ValueError: the image's sides are not multiples of the factor, or ``tile`` is too small.
         """
         if image.shape[2] % self.factor or image.shape[3] % self.factor:
             raise ValueError(
@@ -116,7 +117,7 @@ class Autoencoder(nn.Module):
             )
         fine, coarse = self.encoder[: -AT_LATENT_SIZE["encoder"]], self.encoder[-AT_LATENT_SIZE["encoder"] :]
         if tile:
-            h = in_tiles(fine, image, self.checked(tile))
+            h = in_tiles(fine, image, self.tile_side(tile))
         else:
             h = fine(image)
         z = self.bottleneck.mode(coarse(h))
@@ -132,13 +133,13 @@ class Autoencoder(nn.Module):
         h = coarse(self.bottleneck.quantize(latent * self.std + self.mean))
         image: Tensor
         if tile:
-            image = in_tiles(fine, h, self.checked(tile))
+            image = in_tiles(fine, h, self.tile_side(tile))
         else:
             image = fine(h)
         return image.clamp(-1, 1) if clamp else image
 
-    def checked(self, tile: int) -> int:
-        """The side of a tile, a multiple of the factor; a ValueError where it is too small."""
+    def tile_side(self, tile: int) -> int:
+        """``tile`` pixels as a multiple of the factor; a ValueError where that is too small for a tile's side."""
         if tile < LEAST_PLACES * self.factor:
             raise ValueError(
                 f"tile {tile} is too small for a factor of {self.factor}; try tile={64 * self.factor}, or 0 for none"

@@ -53,38 +53,41 @@ def spans(length: int, tile: int, grow: int = 1) -> list[Span]:
 
 
 class Tile(NamedTuple):
-    """What a tile takes, where its result belongs, and how much each place of that counts."""
+    """Which places of the input a tile takes, which of the output are its, and how much each of these counts."""
 
     source: tuple[slice, slice]  # rows and columns
     target: tuple[slice, slice]
-    weights: Tensor
+    weights: Tensor  # (h, w) of the target; over all tiles that is 1
 
 
-def tiles(
-    height: int, width: int, tile: int, *, shrink: int = 1, grow: int = 1, device: torch.device | None = None
-) -> Iterator[Tile]:
-    """Tiles of ``tile`` of the ``height`` x ``width`` coarser places, as ``tiled`` counts them."""
-    for row, column in product(spans(height, tile, grow), spans(width, tile, grow)):
+def tiles(height: int, width: int, tile: int, *, shrink: int = 1, grow: int = 1) -> Iterator[Tile]:
+    """The tiles of an input of ``height`` x ``width`` places.
+
+    ``shrink`` x ``shrink`` of its places become one, and that ``grow`` x ``grow``; a tile has ``tile`` of those between
+    a side.
+    """
+    rows, columns = (spans(side // shrink, tile, grow) for side in (height, width))
+    for row, column in product(rows, columns):
         yield Tile(
             (slice(shrink * row.start, shrink * row.stop), slice(shrink * column.start, shrink * column.stop)),
             (slice(grow * row.start, grow * row.stop), slice(grow * column.start, grow * column.stop)),
-            (row.weights[:, None] * column.weights).to(device),
+            row.weights[:, None] * column.weights,
         )
 
 
 def tiled(call: Callable[[Tensor], Tensor], x: Tensor, tile: int, *, shrink: int = 1, grow: int = 1) -> Tensor:
     """What ``call`` makes of ``x`` (B, C, H, W), from calls of one tile of one row each; float32.
 
-    ``call`` makes one place of ``shrink`` x ``shrink``, or ``grow`` x ``grow`` places of one, and ``tile`` counts the
-    coarser ones. The result is that of the whole where ``call`` looks no farther than the margin.
+    Sizes are as in ``tiles``. The result is that of the whole where ``call`` looks no farther than the margin.
     """
-    height, width = (side // shrink for side in x.shape[2:])
+    height, width = (side // shrink * grow for side in x.shape[2:])
     made: Tensor | None = None
-    for part in tiles(height, width, tile, shrink=shrink, grow=grow, device=x.device):
+    for part in tiles(x.shape[2], x.shape[3], tile, shrink=shrink, grow=grow):
+        weights = part.weights.to(x.device)
         for i, one in enumerate(x[:, :, *part.source].split(1)):
             result = call(one).float()  # (1, C', h, w)
             if made is None:
-                made = torch.zeros(len(x), result.shape[1], grow * height, grow * width, device=x.device)
-            made[i : i + 1, :, *part.target] += part.weights * result
+                made = torch.zeros(len(x), result.shape[1], height, width, device=x.device)
+            made[i : i + 1, :, *part.target] += weights * result
     assert made is not None
     return made

@@ -3,7 +3,7 @@
 A tile of its own has others, and would come out in another tone. So the network is cut where the size changes, and each
 stretch goes over all tiles several times: until its first norm, whose sums are taken; with that known until its second;
 and so on, and once more to the end. With n norms that is the work of n / 2 + 1 passes over the stretch. What lies
-between two stretches is held whole.
+between two stretches is held whole, of one row of the batch at a time.
 
 Legend: C channels, G groups, H W size, h w size of a tile.
 """
@@ -17,24 +17,22 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d
 
 from ldm.autoencoders.blocks import Downsample
-from ldm.autoencoders.tiles import Tile, tiled, tiles
+from ldm.autoencoders.tiles import tiled, tiles
 from ldm.blocks import Upsample
 
-Moments = dict[nn.GroupNorm, tuple[Tensor, Tensor]]  # mean and variance (G,) of the whole picture
+Moments = tuple[Tensor, Tensor]  # mean and variance (G,) of the whole picture
 
 
-def in_tiles(parts: nn.Sequential, x: Tensor, tile: int) -> Tensor:
-    """What ``parts`` make of ``x`` (B, C, H, W), by tiles of at most ``tile`` places on the finer side; float32.
+def in_tiles(parts: nn.Sequential, x: Tensor, side: int) -> Tensor:
+    """What ``parts`` make of ``x`` (B, C, H, W), tile by tile; float32.
 
-    That is the result for the whole where what is not a norm looks no farther than a sixteenth of a tile: in a stretch,
-    or, where there are no group norms, in all of it.
+    A tile has ``side`` places, of the input or the output, whichever is finer: of all ``parts``, or, where there are
+    group norms, of each stretch of them. Whoever calls it sees to it that a tile holds some places of the coarser one.
+    The result is that of the whole where convolutions look no farther than a sixteenth of a tile.
     """
-    if not any(isinstance(module, nn.GroupNorm) for module in parts.modules()):
-        shrink, grow = scale(parts)
-        return tiled(parts, x, tile // max(shrink, grow), shrink=shrink, grow=grow)
-    for stretch in stretches(parts):
-        x = torch.cat([_with_whole_norms(stretch, one, tile) for one in x.split(1)])
-    return x
+    norms = any(isinstance(module, nn.GroupNorm) for module in parts.modules())
+    pieces = stretches(parts) if norms else [parts]
+    return torch.cat([_one_after_another(pieces, row, side) for row in x.split(1)])
 
 
 def stretches(parts: Iterable[nn.Module]) -> list[nn.Sequential]:
@@ -50,7 +48,7 @@ def stretches(parts: Iterable[nn.Module]) -> list[nn.Sequential]:
 
 
 def scale(parts: Iterable[nn.Module]) -> tuple[int, int]:
-    """How many places, along one side, become one; and how many one becomes."""
+    """How many places, along one side, become one, and how many one becomes; ``parts`` have no others inside."""
     shrink = grow = 1
     for part in parts:
         if isinstance(part, Downsample):
@@ -64,21 +62,25 @@ def scale(parts: Iterable[nn.Module]) -> tuple[int, int]:
     return shrink, grow
 
 
-def _with_whole_norms(stretch: nn.Sequential, x: Tensor, tile: int) -> Tensor:
-    """What ``stretch`` makes of one row ``x`` (1, C, H, W)."""
+def _one_after_another(pieces: list[nn.Sequential], x: Tensor, side: int) -> Tensor:
+    for piece in pieces:
+        x = _over_tiles(piece, x, side)
+    return x
+
+
+def _over_tiles(stretch: nn.Sequential, x: Tensor, side: int) -> Tensor:
+    """What ``stretch`` makes of one row ``x`` (1, C, H, W), its norms having the moments of the whole of it."""
     shrink, grow = scale(stretch)
-    height, width = (side // shrink for side in x.shape[2:])
-    every = [*tiles(height, width, tile // max(shrink, grow), shrink=shrink, grow=grow, device=x.device)]
-    if len(every) == 1:
-        return stretch(x).float()
-    known: Moments = {}
-    with _norms_of(stretch, known):
-        while True:
-            try:
-                return tiled(stretch, x, tile // max(shrink, grow), shrink=shrink, grow=grow)
-            except _Unknown as met:  # all tiles come to the same norm first
-                norm = met.norm
-            known[norm] = _moments(stretch, x, every)
+    places = side // max(shrink, grow)  # of the coarser side
+    if max(x.shape[2:]) <= places * shrink:
+        whole: Tensor = stretch(x).float()
+        return whole
+    known: dict[nn.GroupNorm, Moments] = {}
+    with _normed_by(stretch, known) as norms:
+        for _ in norms:
+            norm, moments = _first_unknown(stretch, x, places, shrink, grow)
+            known[norm] = moments
+        return tiled(stretch, x, places, shrink=shrink, grow=grow)
 
 
 class _Unknown(Exception):
@@ -90,11 +92,10 @@ class _Unknown(Exception):
 
 
 @contextmanager
-def _norms_of(stretch: nn.Module, known: Moments) -> Iterator[None]:
+def _normed_by(stretch: nn.Module, known: dict[nn.GroupNorm, Moments]) -> Iterator[list[nn.GroupNorm]]:
     """Within, the norms of ``stretch`` take the moments that are ``known``; the first of another raises _Unknown."""
 
-    def normalise(norm: nn.Module, inputs: tuple[Tensor], output: Tensor) -> Tensor:
-        assert isinstance(norm, nn.GroupNorm)
+    def normalise(norm: nn.GroupNorm, inputs: tuple[Tensor], output: Tensor) -> Tensor:
         if norm not in known:
             raise _Unknown(norm, inputs[0])
         mean, variance = known[norm]
@@ -106,24 +107,26 @@ def _norms_of(stretch: nn.Module, known: Moments) -> Iterator[None]:
     norms = [module for module in stretch.modules() if isinstance(module, nn.GroupNorm)]
     hooks = [norm.register_forward_hook(normalise) for norm in norms]
     try:
-        yield
+        yield norms
     finally:
         for hook in hooks:
             hook.remove()
 
 
-def _moments(stretch: nn.Module, x: Tensor, every: list[Tile]) -> tuple[Tensor, Tensor]:
-    """Mean and variance (G,), over the whole picture, of what comes to the first norm of ``stretch`` not known."""
-    sums = torch.zeros(3, 1, dtype=torch.float64)
-    for tile in every:
+def _first_unknown(stretch: nn.Module, x: Tensor, places: int, shrink: int, grow: int) -> tuple[nn.GroupNorm, Moments]:
+    """The first norm of ``stretch`` that is not known, and the moments of all that comes to it."""
+    double = torch.float32 if x.device.type == "mps" else torch.float64  # which has no other
+    found: list[tuple[nn.GroupNorm, Tensor]] = []
+    for part in tiles(x.shape[2], x.shape[3], places, shrink=shrink, grow=grow):
         try:
-            stretch(x[:, :, *tile.source])
+            stretch(x[:, :, *part.source])
         except _Unknown as met:
-            grouped = rearrange(met.x.float(), "1 (g c) h w -> g c h w", g=met.norm.num_groups)
-            weights = adaptive_avg_pool2d(
-                tile.weights[None], (met.x.shape[2], met.x.shape[3])
-            )  # (1, h, w), of sum 1 over all tiles
-            first, second = ((power * weights).mean(dim=1).sum(dim=(1, 2)) for power in (grouped, grouped.square()))
-            sums = sums + torch.stack([first, second, weights.sum().expand_as(first)]).cpu().double()  # (3, G)
-    mean, square = (sums[:2] / sums[2]).float().to(x.device)
-    return mean, (square - mean.square()).clamp(min=0)
+            grouped = rearrange(met.x.to(double), "1 (g c) h w -> g c h w", g=met.norm.num_groups)
+            weights = part.weights.to(x.device, double)[None]
+            weights = adaptive_avg_pool2d(weights, (met.x.shape[2], met.x.shape[3]))  # (1, h, w), 1 in all over tiles
+            powers = (torch.ones_like(grouped), grouped, grouped.square())
+            found.append((met.norm, torch.stack([(power * weights).sum(dim=(1, 2, 3)) for power in powers])))  # (3, G)
+    norm, _ = found[0]
+    count, first, second = torch.stack([sums for _, sums in found]).sum(dim=0)  # (G,) each
+    mean = first / count
+    return norm, (mean.float(), (second / count - mean.square()).clamp(min=0).float())

@@ -38,16 +38,21 @@ class ShapesConfig:
             raise ValueError(f"max_objects {self.max_objects} is not 1 to {MAX_OBJECTS}; try max_objects={nearest}")
         if not self.sizes or not set(self.sizes) <= SIZES.keys():
             raise ValueError(f"sizes {self.sizes} must hold some of {', '.join(SIZES)}; try sizes=[{','.join(SIZES)}]")
-        if len(self.forms) != len(FORMS) or not (min(self.forms) >= 0 and abs(sum(self.forms) - 1) < 1e-6):
-            usual = ",".join(map(str, FORMS.values()))
+        usual = ",".join(map(str, FORMS.values()))
+        if len(self.forms) != len(FORMS) or not (min(self.forms) >= 0 and abs(sum(self.forms) - 1) < 1e-8):
             raise ValueError(f"forms {self.forms} must be {len(FORMS)} shares whose sum is 1; try forms=[{usual}]")
+        if self.max_objects == 1 and self.forms != list(FORMS.values()):
+            raise ValueError(f"forms {self.forms} change nothing where max_objects is 1; try forms=[{usual}]")
         if self.seed < 0:
             raise ValueError(f"seed {self.seed} is negative; try seed={-self.seed}")
 
     def holds(self, statement: Statement) -> bool:
         """Whether pictures of this set can show what ``statement`` says, held-out pairs aside."""
         count = len(statement.things) * statement.count
-        return count <= self.max_objects and all(thing.size in (None, *self.sizes) for thing in statement.things)
+        one, like, joined, related = self.forms
+        shown = {1: one, 2: like + joined + related}.get(count, like) if self.max_objects > 1 else 1
+        fits = count <= self.max_objects and shown > 0
+        return fits and all(thing.size in (None, *self.sizes) for thing in statement.things)
 
     def build(self, split: str) -> "Shapes":
         return Shapes(self, split)
@@ -88,5 +93,5 @@ class Shapes:
         if config.max_objects != MAX_OBJECTS:
             name += f"-max{config.max_objects}"
         if config.forms != list(FORMS.values()):
-            name += f"-forms{'-'.join(f'{share:g}' for share in config.forms)}"
+            name += f"-forms{'-'.join(map(str, config.forms))}"
         return name if config.sizes == list(SIZES) else f"{name}-{'-'.join(config.sizes)}"

@@ -27,7 +27,8 @@ SPECK = 3.0  # area, in pixels of a picture of 64, below which a component is no
 OVERLAP = 0.8  # least intersection over union of an object with its shape
 RADII = (6.0, 18.5)  # of an object, pixels of a picture of 64: the world's sizes with some play
 PATCH = 40  # P, pixels of a picture of 64; what reaches beyond it, or to the edge of the picture, is no object
-AT_ONCE = 256 * 64**2  # pixels of pictures that a thread reads together, which bounds the memory
+AT_ONCE = 128 * 64**2  # most pixels of pictures that a thread reads together, which bounds the memory
+MAX_THREADS = 8
 
 GROUNDS, PAINTS = (np.array([*table.values()], dtype=np.float32) for table in (BACKGROUNDS, COLORS))  # (4, 3), (8, 3)
 
@@ -56,10 +57,11 @@ def read(images: NDArray[np.uint8]) -> list[Scene]:
     """
     if images.ndim != 4 or images.shape[1] != images.shape[2] or images.shape[3] != 3 or images.dtype != np.uint8:
         raise ValueError(f"pictures of {images.dtype} {images.shape} cannot be read; uint8 (N, S, S, 3) can")
-    count = max(1, AT_ONCE // images.shape[1] ** 2)
+    threads = min(MAX_THREADS, os.cpu_count() or 1)
+    count = max(1, min(AT_ONCE // images.shape[1] ** 2, -(-len(images) // threads)))
     parts = [images[first : first + count] for first in range(0, len(images), count)]
-    with ThreadPoolExecutor(os.cpu_count()) as threads:  # NumPy, which does most of it, lets others work
-        return list(chain.from_iterable(threads.map(_read, parts)))
+    with ThreadPoolExecutor(threads) as pool:  # most of it is NumPy, which lets other threads work
+        return list(chain.from_iterable(pool.map(_read, parts)))
 
 
 def _read(images: NDArray[np.uint8]) -> list[Scene]:

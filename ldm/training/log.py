@@ -34,6 +34,20 @@ def read(path: Path) -> list[dict[str, Any]]:
     return lines
 
 
+def minutes_of_steps(lines: list[dict[str, Any]], images: int) -> list[float]:
+    """For each of a log's ``lines`` the minutes of training steps before it, a step being of ``images`` samples.
+
+    Those of scores, validations, sample grids and checkpoints do not count.
+    """
+    minutes, step, found = 0.0, 0, []
+    for line in lines:
+        if "images_per_second" in line:
+            minutes += (line["step"] - step) * images / line["images_per_second"] / 60
+            step = line["step"]
+        found.append(minutes)
+    return found
+
+
 def draw_curves(log: Path, picture: Path) -> None:
     """Plot every logged figure but those of bands against the step, training and validation of a name together."""
     import matplotlib

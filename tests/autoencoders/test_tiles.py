@@ -10,7 +10,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
 from ldm.autoencoders.blocks import NORMS, Attention
 from ldm.autoencoders.tiles import spans, tiled
-from ldm.autoencoders.whole_norms import in_tiles
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.folders import load_autoencoder, shipped_model
@@ -92,18 +91,6 @@ def test_with_random_weights_no_seam_shows(norm, bottleneck, attention):
     assert 0 < seams.mean() < GREY_LEVEL
     inside = (network.encode(image, tile=128) - latent).abs().mean() / latent.abs().mean()
     assert inside < 0.02
-
-
-@torch.no_grad()
-def test_group_norms_over_tiles_are_those_of_the_whole():
-    """Tiles of pictures that are dark on one side, each of whose own statistics would be others."""
-    network = built("group")
-    image = torch.rand(2, 3, 320, 288) * torch.linspace(-1, 1, 288)
-    latent = network.encode(image)
-    torch.testing.assert_close(network.encode(image, tile=256), latent, atol=1e-4, rtol=1e-4)
-    h, fine = network.decoder[:2](latent), network.decoder[2:]
-    torch.testing.assert_close(in_tiles(fine, h, 256), fine(h), atol=1e-4, rtol=1e-4)
-    assert (tiled(fine, h, 64, grow=4) - fine(h)).abs().mean() > 1e-3  # what each tile's own would give
 
 
 def test_with_the_shipped_weights_no_seam_shows(large):

@@ -165,6 +165,22 @@ def test_captions_take_the_forms_as_often_as_asked_for():
         assert abs(forms.count(form) / len(said) - share) < 4 * (share * (1 - share) / len(said)) ** 0.5 + 1e-9
 
 
+@pytest.mark.parametrize(
+    ("forms", "text", "held"),
+    [
+        ([1, 0, 0, 0], "a star", True),
+        ([1, 0, 0, 0], "two stars", False),
+        ([1, 0, 0, 0], "a star and a ring", False),
+        ([0, 1, 0, 0], "a star", False),
+        ([0, 1, 0, 0], "four stars", True),
+        ([0, 0, 1, 0], "a star above a ring", True),  # two that are joined may lie so, too
+        ([0, 0, 1, 0], "three stars", False),
+    ],
+)
+def test_a_set_without_a_form_holds_no_statement_that_only_such_pictures_show(forms, text, held):
+    assert ShapesConfig(forms=forms).holds(parse(text)) is held
+
+
 def test_articles_and_plurals_are_english():
     rng = np.random.default_rng(0)
     said = {
@@ -310,6 +326,8 @@ def test_other_sizes_show_the_same_scene_scaled(size):
         {"forms": [0.5, 0.5, 0.5, 0.5]},
         {"forms": [-0.5, 0.5, 0.5, 0.5]},
         {"forms": [float("nan")] * 4},
+        {"forms": [0.3333333, 0.3333333, 0.3333333, 0]},
+        {"forms": [0, 0.5, 0.5, 0], "max_objects": 1},
     ],
 )
 def test_settings_that_cannot_be_drawn_are_refused(wrong):

@@ -45,21 +45,21 @@ def test_pictures_of_several_runs_are_counted_together_at_the_mean_of_their_minu
     assert BENCHMARK.together(runs) == {2.0: Share(30, 200), 3.5: Share(80, 200)}
 
 
-def test_runs_of_as_many_steps_are_drawn_together_too(tmp_path, monkeypatch, capsys):
-    runs = [
-        run_with(
-            tmp_path / f"{steps}-{hits}",
-            [{"step": 20, "images_per_second": 10.0}, {"step": 20, "score": hits / 100}],
-            f"train_ldm.steps={steps}",
-        )
-        for steps, hits in ((20, 10), (20, 20), (40, 5))
-    ]
-    monkeypatch.setattr("sys.argv", ["learning_curve.py", *map(str, runs), "--out", str(tmp_path / "curve.svg")])
+def test_runs_of_the_same_length_are_drawn_together_too(tmp_path, monkeypatch, capsys):
+    def made(name, steps, *scores):
+        lines = [{"step": 20 * (i + 1), "images_per_second": 10.0, "score": score} for i, score in enumerate(scores)]
+        return str(run_with(tmp_path / name, lines, f"train_ldm.steps={steps}"))
+
+    short = [made("a", 20, 0.1), made("b", 20, 0.2), made("c", 20, 0.2, 0.3), made("d", 20, 0.4, 0.5)]
+    runs = [*short, short[0], made("e", 40, 0.05)]  # one of them twice
+    monkeypatch.setattr("sys.argv", ["learning_curve.py", *runs, "--out", str(tmp_path / "curve.svg")])
     BENCHMARK.main()
-    *alone, last = capsys.readouterr().out.splitlines()
-    assert len(alone) == len(runs)
-    assert last == "20 steps, together: 15% after 2.0 min"
-    assert "20 steps, together" in (tmp_path / "curve.svg").read_text()
+    told = capsys.readouterr().out.splitlines()
+    assert len(told) == 5 + 2
+    assert told[5:] == [
+        "2 runs of 20 steps of 60, 1 of their scores: 15% after 2.0 min",
+        "2 runs of 20 steps of 60, 2 of their scores: 30% after 2.0 min, 40% after 4.0 min",
+    ]
 
 
 def test_a_run_without_scores_is_refused_with_the_way_out(tmp_path):

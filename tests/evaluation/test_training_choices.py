@@ -4,9 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks.training_choices import RECIPES, TARGETS, configured, share
+from benchmarks.training_choices import RECIPES, TARGETS, configured, main, share
 from ldm.config import load
-from ldm.denoisers.dit import DiTConfig
 from ldm.run import Run
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -18,12 +17,26 @@ def test_every_row_is_a_configuration_that_is_not_refused(row, config):
     load(Run, CONFIGS / config, TARGETS[row])
 
 
-def test_rows_of_the_recipe_take_the_time_of_the_first_and_a_folder_each(tmp_path):
-    runs = {name: configured(None, ["train_ldm.steps=800"], *RECIPES[name], tmp_path) for name in RECIPES}
-    assert runs["as configured"].train_ldm.steps == 800
-    assert runs["batches of 32"].train_ldm.steps > 800 > runs["width 96"].train_ldm.steps
-    assert isinstance(runs["DiT of width 256 and depth 5"].denoiser, DiTConfig)
-    assert len({run.out for run in runs.values()}) == len(runs)
+@pytest.mark.parametrize("row", RECIPES)
+def test_rows_of_the_recipe_take_as_many_steps_as_their_pace_says(row, tmp_path):
+    pace, changes = RECIPES[row]
+    run = configured(None, ["train_ldm.steps=800"], pace, changes, tmp_path, tmp_path)
+    assert run.train_ldm.steps == round(800 * pace)
+
+
+def test_every_row_every_base_and_every_length_has_a_folder_of_its_own(tmp_path):
+    def folder(row, steps=800, base="base"):
+        return configured(None, [f"train_ldm.steps={steps}"], *RECIPES[row], tmp_path / base, tmp_path).out
+
+    assert folder(next(iter(RECIPES))) == folder(next(iter(RECIPES)))
+    made = [*map(folder, RECIPES), folder("as configured", 900), folder("as configured", 800, "other")]
+    assert len(set(made)) == len(made)
+
+
+def test_a_row_that_is_not_there_is_refused(monkeypatch, tmp_path):
+    monkeypatch.setattr("sys.argv", ["training_choices.py", "--base", str(tmp_path), "--row", "batches of 32"])
+    with pytest.raises(ValueError, match=r"--row 'batches of 32' is not one of: v, cosine with shift 2; "):
+        main()
 
 
 def test_a_base_shares_the_stages_that_it_has_and_must_have_latents(tmp_path):
