@@ -30,7 +30,7 @@ def main() -> None:
     alone = {str(run): scores(run) for run in args.runs}
     groups: dict[str, list[dict[float, Share]]] = {}
     for name, line in alone.items():
-        groups.setdefault(f"{length(Path(name))}, {len(line)} of their scores", []).append(line)
+        groups.setdefault(f"{length(Path(name))}, scored {len(line)} times", []).append(line)
     joined = {f"{len(runs)} runs of {name}": together(runs) for name, runs in groups.items() if len(runs) > 1}
     for name, line in (alone | joined).items():
         print(name + ": " + ", ".join(f"{share.value:.0%} after {minutes:.1f} min" for minutes, share in line.items()))

@@ -63,8 +63,8 @@ class Tile(NamedTuple):
 def tiles(height: int, width: int, tile: int, *, shrink: int = 1, grow: int = 1) -> Iterator[Tile]:
     """The tiles of an input of ``height`` x ``width`` places.
 
-    ``shrink`` x ``shrink`` of its places become one, and that ``grow`` x ``grow``; a tile has ``tile`` of those between
-    a side.
+    ``shrink`` x ``shrink`` of its places become one, and each of these ``grow`` x ``grow``; a tile has ``tile`` of the
+    places in between along a side.
     """
     rows, columns = (spans(side // shrink, tile, grow) for side in (height, width))
     for row, column in product(rows, columns):

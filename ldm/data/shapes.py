@@ -49,8 +49,8 @@ class ShapesConfig:
     def holds(self, statement: Statement) -> bool:
         """Whether pictures of this set can show what ``statement`` says, held-out pairs aside."""
         count = len(statement.things) * statement.count
-        one, like, joined, related = self.forms
-        shown = {1: one, 2: like + joined + related}.get(count, like) if self.max_objects > 1 else 1
+        one, like, joined, related = self.forms if self.max_objects > 1 else (1, 0, 0, 0)
+        shown = like if statement.count > 1 else joined + related if count > 1 else one
         fits = count <= self.max_objects and shown > 0
         return fits and all(thing.size in (None, *self.sizes) for thing in statement.things)
 

@@ -57,8 +57,8 @@ def test_runs_of_the_same_length_are_drawn_together_too(tmp_path, monkeypatch, c
     told = capsys.readouterr().out.splitlines()
     assert len(told) == 5 + 2
     assert told[5:] == [
-        "2 runs of 20 steps of 60, 1 of their scores: 15% after 2.0 min",
-        "2 runs of 20 steps of 60, 2 of their scores: 30% after 2.0 min, 40% after 4.0 min",
+        "2 runs of 20 steps of 60, scored 1 times: 15% after 2.0 min",
+        "2 runs of 20 steps of 60, scored 2 times: 30% after 2.0 min, 40% after 4.0 min",
     ]
 
 
