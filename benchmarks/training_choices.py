@@ -68,10 +68,10 @@ RECIPES = {  # name: how many steps take the time of one as configured, and over
     "text dropout 0.02": (1.0, ["process.text_dropout=0.02"]),
     "text dropout 0.2": (1.0, ["process.text_dropout=0.2"]),
     "times uniform": (1.0, ["times=uniform"]),
-    "width 48": (1.4, ["denoiser.width=48"]),
-    "width 96": (0.6, ["denoiser.width=96"]),
+    "width 48": (1.45, ["denoiser.width=48"]),
+    "width 96": (0.5, ["denoiser.width=96"]),
     "DiT of width 256 and depth 5": (
-        1.0,
+        0.85,
         [
             "denoiser=dit",
             "denoiser.patch=2",
