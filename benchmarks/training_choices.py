@@ -63,12 +63,18 @@ RECIPES = {  # name: how many steps take the time of one as configured, and over
     "learning rate 3e-3": (1.0, ["train_ldm.lr=3e-3"]),
     "learning rate 1.2e-2": (1.0, ["train_ldm.lr=1.2e-2"]),
     "AdamW, learning rate 1e-3": (1.3, ["train_ldm.optimizer=adamw", "train_ldm.lr=1e-3"]),
+    "Muon of three iterations": (1.08, ["train_ldm.muon_steps=3"]),
     "batches of 32": (1.5, ["train_ldm.batch=32"]),
     "batches of 16": (2.0, ["train_ldm.batch=16"]),
     "text dropout 0.02": (1.0, ["process.text_dropout=0.02"]),
     "text dropout 0.2": (1.0, ["process.text_dropout=0.2"]),
     "times uniform": (1.0, ["times=uniform"]),
     "width 48": (1.45, ["denoiser.width=48"]),
+    "width 48, Muon of three iterations": (1.6, ["denoiser.width=48", "train_ldm.muon_steps=3"]),
+    "width 48, Muon of three iterations, learning rate 1.2e-2": (
+        1.6,
+        ["denoiser.width=48", "train_ldm.muon_steps=3", "train_ldm.lr=1.2e-2"],
+    ),
     "width 96": (0.5, ["denoiser.width=96"]),
     "DiT of width 256 and depth 5": (
         0.85,

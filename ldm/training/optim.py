@@ -30,6 +30,7 @@ class TrainConfig:
     decay: str = "cosine"  # constant | linear | cosine, from the peak to lr_end
     lr_end: float = 0.0  # share of the peak that is left at the last step
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # of AdamW, and of what Muon leaves to NAdamW
+    muon_steps: int = 5  # Newton-Schulz iterations of Muon: fewer take less time and leave small directions smaller
     weight_decay: float = 0.01  # decoupled, on matrices and kernels only
     clip: float = 1.0  # gradient norm; 0 does not clip
     ema: float = 0.9995  # decay of the weights' moving average, reached by warm-up; 0 keeps none
@@ -53,6 +54,7 @@ class TrainConfig:
             "steps",
             "batch",
             "accumulate",
+            "muon_steps",
             "log_every",
             "validate_every",
             "sample_every",
@@ -111,7 +113,15 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         {**vectors, "use_fallback": True},
     ]
     decay = config.weight_decay
-    return Muon(groups, lr=config.lr, betas=betas, weight_decay=decay, momentum=MUON_MOMENTUM, nesterov=True)
+    return Muon(
+        groups,
+        lr=config.lr,
+        betas=betas,
+        weight_decay=decay,
+        momentum=MUON_MOMENTUM,
+        nesterov=True,
+        ns_steps=config.muon_steps,
+    )
 
 
 def _mapping_weights(network: nn.Module) -> set[Tensor]:

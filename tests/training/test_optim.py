@@ -91,6 +91,19 @@ def test_muon_moves_every_direction_of_a_layers_weight_alike(network, name):
     assert ((moved > 0.6) & (moved < 1.3)).all()  # five iterations bring singular values near to 1, not to it
 
 
+def test_muon_of_fewer_steps_leaves_small_directions_smaller():
+    weight = torch.diag(torch.tensor([1.0, 0.01]))
+    moved = []
+    for steps in (1, 3, 5):
+        network = nn.Linear(2, 2, bias=False)
+        before = network.weight.detach().clone()
+        opt = optimizer(network, TrainConfig(optimizer="muon", lr=1.0, weight_decay=0.0, muon_steps=steps))
+        network.weight.grad = weight.clone()
+        opt.step()
+        moved.append(float((before - network.weight.detach())[1, 1]) / (0.2 * 2**0.5))
+    assert 0 < moved[0] < 0.1 < moved[1] < 0.75 < moved[2]
+
+
 def test_muon_leaves_tables_and_vectors_to_nadamw():
     network = nn.Sequential(nn.Embedding(5, 4), nn.LayerNorm(4))
     start = {name: p.detach().clone() for name, p in network.named_parameters()}
