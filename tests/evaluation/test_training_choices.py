@@ -28,8 +28,9 @@ def test_every_row_every_base_and_every_length_has_a_folder_of_its_own(tmp_path)
     def folder(row, steps=800, base="base"):
         return configured(None, [f"train_ldm.steps={steps}"], *RECIPES[row], tmp_path / base, tmp_path).out
 
-    assert folder(next(iter(RECIPES))) == folder(next(iter(RECIPES)))
-    made = [*map(folder, RECIPES), folder("as configured", 900), folder("as configured", 800, "other")]
+    first = next(iter(RECIPES))
+    assert folder(first) == folder(first)
+    made = [*map(folder, RECIPES), folder(first, 900), folder(first, 800, "other")]
     assert len(set(made)) == len(made)
 
 
