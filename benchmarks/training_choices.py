@@ -66,7 +66,6 @@ RECIPES = {  # name: how many steps take the time of one of the first row, and o
     "learning rate 1.2e-2": (1.0, [*FIRST, "train_ldm.lr=1.2e-2"]),
     "AdamW, learning rate 1e-3": (1.3, [*FIRST, "train_ldm.optimizer=adamw", "train_ldm.lr=1e-3"]),
     "batches of 32": (1.5, [*FIRST, "train_ldm.batch=32"]),
-    "batches of 128": (0.57, [*FIRST, "train_ldm.batch=128"]),
     "text dropout 0.02": (1.0, [*FIRST, "process.text_dropout=0.02"]),
     "text dropout 0.2": (1.0, [*FIRST, "process.text_dropout=0.2"]),
     "times uniform": (1.0, [*FIRST, "times=uniform"]),

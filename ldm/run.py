@@ -81,7 +81,6 @@ class Run(Sampling):
         lr=6e-3,
         decay="linear",
         betas=[0.9, 0.95],
-        muon_steps=3,
         warmup=100,
         ema=0.999,
         score_every=1_000,
