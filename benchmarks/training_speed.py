@@ -25,10 +25,11 @@ ROWS = {  # name: overrides of the configuration
     "single precision": ["train_ldm.precision=fp32"],
     "SDPA's attention": ["denoiser.attention=sdpa"],
     "fused AdamW": ["train_ldm.optimizer=adamw"],
-    "Muon of three iterations": ["train_ldm.muon_steps=3"],
+    "three iterations of Muon": ["train_ldm.muon_iterations=3"],
     "batches of 32": ["train_ldm.batch=32"],
     "batches of 16": ["train_ldm.batch=16"],
     "width 48": ["denoiser.width=48"],
+    "width 48, three iterations of Muon": ["denoiser.width=48", "train_ldm.muon_iterations=3"],
     "width 96": ["denoiser.width=96"],
     "DiT of width 256 and depth 5": [
         "denoiser=dit",

@@ -30,7 +30,7 @@ class TrainConfig:
     decay: str = "cosine"  # constant | linear | cosine, from the peak to lr_end
     lr_end: float = 0.0  # share of the peak that is left at the last step
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # of AdamW, and of what Muon leaves to NAdamW
-    muon_steps: int = 5  # Newton-Schulz iterations of Muon: fewer take less time and leave small directions smaller
+    muon_iterations: int = 5  # Newton-Schulz's, 3 or more: fewer take less time and leave small directions smaller
     weight_decay: float = 0.01  # decoupled, on matrices and kernels only
     clip: float = 1.0  # gradient norm; 0 does not clip
     ema: float = 0.9995  # decay of the weights' moving average, reached by warm-up; 0 keeps none
@@ -54,7 +54,6 @@ class TrainConfig:
             "steps",
             "batch",
             "accumulate",
-            "muon_steps",
             "log_every",
             "validate_every",
             "sample_every",
@@ -65,6 +64,8 @@ class TrainConfig:
         ):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        if self.muon_iterations < 3:  # the first two alone leave large directions smaller than others
+            raise ValueError(f"muon_iterations {self.muon_iterations} is not at least 3; try muon_iterations=5")
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr {self.lr} is not a positive number; try lr=1e-4")
         if not 0 <= self.ema < 1:
@@ -94,8 +95,8 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
 
     "adamw" is Loshchilov & Hutter's (arXiv:1711.05101). "muon" orthogonalises the momentum of every weight of a
     linear or convolution layer, the latter as a matrix (out, in k k) (https://kellerjordan.github.io/posts/muon),
-    scaled so that AdamW's learning rates serve (Liu et al. 2025, arXiv:2502.16982, Sec. 2.2); all else, such as tables
-    and vectors, gets NAdamW.
+    scaled so that AdamW's learning rates serve (Liu et al. 2025, arXiv:2502.16982, Sec. 2.2), by the first
+    ``muon_iterations`` of Newton-Schulz with timm's coefficients; all else, such as tables and vectors, gets NAdamW.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     decayed = [p for p in trained if p.ndim >= 2]
@@ -120,7 +121,7 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         weight_decay=decay,
         momentum=MUON_MOMENTUM,
         nesterov=True,
-        ns_steps=config.muon_steps,
+        ns_steps=config.muon_iterations,
     )
 
 

@@ -100,3 +100,11 @@ def test_the_table_in_the_docs_is_of_the_rows_that_there_are():
     stored = json.loads((Path(__file__).parents[2] / "docs" / "samplers.json").read_text())
     rows = {name: row["settings"] for name, row in stored["rows"].items()}
     assert rows and rows.items() <= ROWS.items()  # a new sampler's may wait to be measured
+
+
+@pytest.mark.parametrize("told", ["docs/samplers.md", "benchmarks/samplers.py"])
+def test_the_commands_that_are_told_go_on_from_the_table_in_the_docs(told):
+    root = Path(__file__).parents[2]
+    of = json.loads((root / "docs" / "samplers.json").read_text())["of"]
+    how = f"--prompts-per-category {of['prompts_per_category']} --precision {of['precision']} --out docs/samplers.png"
+    assert f"benchmarks/samplers.py {how}" in " ".join((root / told).read_text().split())

@@ -91,17 +91,34 @@ def test_muon_moves_every_direction_of_a_layers_weight_alike(network, name):
     assert ((moved > 0.6) & (moved < 1.3)).all()  # five iterations bring singular values near to 1, not to it
 
 
-def test_muon_of_fewer_steps_leaves_small_directions_smaller():
-    weight = torch.diag(torch.tensor([1.0, 0.01]))
-    moved = []
-    for steps in (1, 3, 5):
-        network = nn.Linear(2, 2, bias=False)
-        before = network.weight.detach().clone()
-        opt = optimizer(network, TrainConfig(optimizer="muon", lr=1.0, weight_decay=0.0, muon_steps=steps))
-        network.weight.grad = weight.clone()
-        opt.step()
-        moved.append(float((before - network.weight.detach())[1, 1]) / (0.2 * 2**0.5))
-    assert 0 < moved[0] < 0.1 < moved[1] < 0.75 < moved[2]
+QUINTIC = (  # https://leloykun.github.io/ponder/muon-opt-coeffs
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+
+
+@pytest.mark.parametrize("iterations", [3, 4, 5])
+def test_muon_iterates_newton_schulz_as_often_as_asked_for(iterations):
+    network = nn.Linear(2, 2, bias=False)
+    before = network.weight.detach().clone()
+    opt = optimizer(network, TrainConfig(optimizer="muon", lr=1.0, weight_decay=0.0, muon_iterations=iterations))
+    network.weight.grad = torch.diag(torch.tensor([1.0, 0.01]))
+    opt.step()
+    expected = torch.tensor([1.0, 0.01]) / (1 + 0.01**2) ** 0.5  # singular values over the Frobenius norm
+    for a, b, c in QUINTIC[:iterations]:
+        expected = a * expected + b * expected**3 + c * expected**5
+    moved = (before - network.weight.detach()) / (0.2 * 2**0.5)  # the scale that matches AdamW's steps
+    assert torch.allclose(moved, torch.diag(expected), atol=0.03)  # in bfloat16
+    assert expected[0] > 0.8  # large directions are moved whole
+
+
+@pytest.mark.parametrize("iterations", [0, 2])
+def test_iterations_of_muon_that_shrink_large_directions_are_refused(iterations):
+    with pytest.raises(ValueError, match=rf"muon_iterations {iterations} is not at least 3; try muon_iterations=5"):
+        TrainConfig(muon_iterations=iterations)
 
 
 def test_muon_leaves_tables_and_vectors_to_nadamw():
