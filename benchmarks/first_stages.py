@@ -16,7 +16,7 @@ Legend: N pictures, S side.
 
 import argparse
 from hashlib import sha256
-from math import log2, prod
+from math import comb, log2, prod
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ import numpy as np
 import torch
 
 from ldm.autoencoders import Autoencoder
+from ldm.autoencoders.bottlenecks.sparse import TopK
 from ldm.autoencoders.codes import map_sizes, quantizers
 from ldm.cli import check_picture, device_of, one_line_errors
 from ldm.config import load
@@ -146,6 +147,10 @@ def compression(autoencoder: Autoencoder, size: int) -> str:
         sizes = map_sizes(autoencoder.bottleneck, side, side)
         bits = sum(prod(places) * log2(quantizer.num_codes) for places, quantizer in zip(sizes, levels, strict=True))
         return f"{bits:.0f} bits, {8 * values / bits:.0f} times fewer"
+    if isinstance(autoencoder.bottleneck, TopK):
+        numbers = autoencoder.bottleneck.k * side**2
+        which = side**2 * log2(comb(autoencoder.channels, autoencoder.bottleneck.k))
+        return f"{numbers} numbers, {values / numbers:.0f} times fewer, and {which:.0f} bits: which they are"
     numbers = autoencoder.channels * side**2
     return f"{numbers} numbers, {values / numbers:.0f} times fewer"
 

@@ -4,8 +4,9 @@
 
 Each run was trained by one process with train_ldm.score_every=N; what is scored is the average of its weights, on the
 prompts that the run scores itself by. The minutes are those of the training steps alone: not of the scores, the
-validations, the sample grids and the checkpoints. Runs of the same length that were scored equally often are drawn as
-one, too: all their pictures together, with the 95 % interval that so many pictures leave.
+validations, the sample grids and the checkpoints. Of runs of the same length that were scored equally often the mean is
+drawn, and a band from the lowest to the highest: the score's interval would leave out that trainings differ. A run by
+itself has a band of the 95 % interval that its pictures leave.
 """
 
 import argparse
@@ -31,19 +32,21 @@ def main() -> None:
     groups: dict[str, list[dict[float, Share]]] = {}
     for name, line in alone.items():
         groups.setdefault(f"{length(Path(name))}, scored {len(line)} times", []).append(line)
-    joined = {f"{len(runs)} runs of {name}": together(runs) for name, runs in groups.items() if len(runs) > 1}
-    for name, line in (alone | joined).items():
-        print(name + ": " + ", ".join(f"{share.value:.0%} after {minutes:.1f} min" for minutes, share in line.items()))
-    banded = joined or (alone if len(alone) == 1 else {})
-    lines: dict[str, dict[float, Point]] = {
-        name: {
-            minutes: (share.value, *share.interval) if name in banded else share.value
-            for minutes, share in line.items()
-        }
-        for name, line in (alone | joined).items()
+    joined = {f"mean of {len(runs)} runs of {name}": means(runs) for name, runs in groups.items() if len(runs) > 1}
+    single = len(alone) == 1
+    shares: dict[str, dict[float, Point]] = {
+        name: {minutes: (share.value, *share.interval) if single else share.value for minutes, share in line.items()}
+        for name, line in alone.items()
     }
+    for name, points in (shares | joined).items():
+        print(name + ": " + ", ".join(f"{told(point)} after {minutes:.1f} min" for minutes, point in points.items()))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(curve(lines, "minutes of training the denoiser", "share of right pictures"))
+    args.out.write_text(curve(shares | joined, "minutes of training the denoiser", "share of right pictures"))
+
+
+def told(point: Point) -> str:
+    middle, *ends = point if isinstance(point, tuple) else (point,)
+    return f"{middle:.0%}" + (f" ({ends[0]:.0%} to {ends[1]:.0%})" if ends else "")
 
 
 def scores(run: Path) -> dict[float, Share]:
@@ -73,12 +76,13 @@ def length(run: Path) -> str:
     return f"{config.steps:,} steps of {config.batch * config.accumulate}"
 
 
-def together(runs: list[dict[float, Share]]) -> dict[float, Share]:
-    """The pictures of the n-th score of each run as those of one, at the mean of their minutes."""
-    return {
-        mean(minutes for minutes, _ in each): Share(sum(share.hits for _, share in each), sum(s.total for _, s in each))
-        for each in zip(*(run.items() for run in runs), strict=True)
-    }
+def means(runs: list[dict[float, Share]]) -> dict[float, Point]:
+    """Mean, lowest and highest of the n-th scores of the runs, at the mean of their minutes."""
+    points: dict[float, Point] = {}
+    for each in zip(*(run.items() for run in runs), strict=True):
+        values = [share.value for _, share in each]
+        points[mean(minutes for minutes, _ in each)] = (mean(values), min(values), max(values))
+    return points
 
 
 if __name__ == "__main__":

@@ -105,12 +105,13 @@ def main() -> None:
     what = "what is changed" if args.recipe else "target, schedule"
     print(f"| {what} | right | loss: its own caption / another's | steps | minutes |\n|{' --- |' * 5}")
     for name in args.row or table:
-        run = configured(args.config, args.overrides, *table[name], args.base, args.out)
+        pace, changes = table[name]
+        run = configured(args.config, args.overrides, pace=pace, changes=changes, base=args.base, out=args.out)
         print(f"| {name} | {row(run, args.base, args.prompts_per_category)} |", flush=True)
 
 
 def configured(
-    config: Path | None, overrides: list[str], pace: float, changes: list[str], base: Path, out: Path
+    config: Path | None, overrides: list[str], *, pace: float, changes: list[str], base: Path, out: Path
 ) -> Run:
     """The run of a row: ``config`` with ``overrides``, ``pace`` times its steps, and ``changes``.
 

@@ -29,8 +29,12 @@ Walk = Callable[[Sampler, Denoise, Grid, Noise], Tensor]
 
 
 def from_noise(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
-    """Clean latents of ``sampler``, from nothing."""
-    return sampler(denoise, noise() * grid[0].sigma, grid, noise)
+    """Clean latents of ``sampler``, from nothing: x at the first level is drawn from N(0, alpha^2 + sigma^2).
+
+    That is what data of unit variance would have there, and N(0, I) where the variance is preserved (DDPM,
+    arXiv:2006.11239, alg. 2, line 1), also where a grid begins with some signal left.
+    """
+    return sampler(denoise, noise() * grid[0].norm, grid, noise)
 
 
 @dataclass

@@ -12,6 +12,7 @@ from ldm.denoisers import DENOISERS
 from ldm.denoisers.classifier import ClassifierConfig
 from ldm.diffusion import SCHEDULES, TARGETS, TIMES, WEIGHTS, ProcessConfig
 from ldm.diffusion.guidance import GuidanceConfig
+from ldm.diffusion.times import ImportanceConfig, UniformConfig
 from ldm.priors import PriorConfig
 from ldm.samplers import SAMPLERS
 from ldm.sampling import SampleConfig, Sampling
@@ -118,6 +119,17 @@ class Run(Sampling):
             value = getattr(self.bottleneck, name, 0)
             if value and not self.bottleneck.weight:
                 raise ValueError(f"bottleneck.{name} {value} of a KL of weight 0 does nothing; set it to 0")
+
+    def check_denoiser(self) -> None:
+        """Raise ValueError where a setting would spoil the training of a denoiser."""
+        self.process.check(self.schedule.build())
+        if self.process.learned_variance:
+            even = isinstance(self.times, UniformConfig | ImportanceConfig)
+            if not even or self.process.offset_noise or self.process.input_perturbation:
+                raise ValueError(
+                    "process.learned_variance=true learns by the variational bound, which wants steps drawn evenly and "
+                    "no other noise; set times=uniform, process.offset_noise=0 and process.input_perturbation=0"
+                )
 
     def check_size(self, factor: int) -> None:
         """Raise ValueError where networks that shrink a picture by ``factor`` cannot be given one of ``data.size``."""

@@ -115,8 +115,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         _own(run, "model-best")
     if config.shard:
         check_processes(device)
-    schedule = run.schedule.build()
-    run.process.check(schedule)
+    run.check_denoiser()
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
@@ -131,7 +130,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         with processes(device).main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
     size = (run.data.size, run.data.size)
-    process = run.process.build(schedule)
+    process = run.process.build(run.schedule.build())
     model = TextToImage(network, autoencoder, text, process, run.sampling, size)
     objective = DenoisingLoss(
         process,

@@ -5,6 +5,7 @@ when to trust them is told in docs/evaluation.md.
 """
 
 import argparse
+from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from ldm.evaluation.evaluation import (
 )
 from ldm.evaluation.general import Sources
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, Prompt, prompt_set, read_prompts
-from ldm.evaluation.report import Report, check_out, write_report
+from ldm.evaluation.report import SWEEP_PROMPTS, Report, check_out, write_report
 from ldm.folders import CONFIG, digest, holds_autoencoder, load_autoencoder, load_model, shipped_model
 from ldm.pipeline import TextToImage
 from ldm.run import Run
@@ -100,8 +101,7 @@ def main() -> None:
     check_seed(args.seed or 0, len(prompts))
     out, sources = check_out(args.out), read_sources(args)
     reference = read_folder(args.reference) if args.reference else None
-    asked = sha256("\n".join(prompt.text for prompt in prompts).encode()).hexdigest()[:10]
-    what: dict[str, Any] = {"prompts": f"{len(prompts)} ({whose}, {asked})"}
+    what: dict[str, Any] = {"prompts": counted(prompts, whose)}
     folder, autoencoder = args.model or shipped_model(), None
     general = args.general or sources != Sources() or reference is not None
     if args.images:
@@ -144,6 +144,9 @@ def of_model(
     # what a model is chosen by is not what it is judged by
     count = SWEPT if args.sweep_prompts is None else args.sweep_prompts
     few = prompts if args.prompts else of_categories(args, prompt_set(count, TRAINING_SEED))
+    if sweeps and few is not prompts:
+        swept = counted(few, f"the benchmark's kinds, seed {TRAINING_SEED}")
+        report = replace(report, what={**report.what, SWEEP_PROMPTS: swept})
     report = with_sweeps(report, draw, few, sweeps)
     return with_held_out(report, model, run, likelihood=args.likelihood)
 
@@ -158,6 +161,12 @@ def asked_for(args: argparse.Namespace) -> tuple[list[Prompt], str]:
     prompts = prompt_set(PROMPTS if args.prompts_per_category is None else args.prompts_per_category, seed)
     whose = "the benchmark" if seed == SEED else f"the benchmark's kinds, seed {seed}"
     return of_categories(args, prompts), whose + ("" if args.categories is None else f", {args.categories} alone")
+
+
+def counted(prompts: list[Prompt], whose: str) -> str:
+    """How many prompts, whose they are, and a hash of them."""
+    lines = "\n".join(prompt.text for prompt in prompts)
+    return f"{len(prompts)} ({whose}, {sha256(lines.encode()).hexdigest()[:10]})"
 
 
 def of_categories(args: argparse.Namespace, prompts: list[Prompt]) -> list[Prompt]:

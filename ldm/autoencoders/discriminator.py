@@ -20,10 +20,11 @@ class AdversarialConfig:
     """A discriminator in training, and what its opinion weighs; weight 0 builds none."""
 
     weight: float = 0.0  # of its loss, which at 1 pulls at the decoder's last layer as hard as the reconstruction's
-    start: int = 0  # optimizer step from which on it learns and is listened to; pictures should be told by then
+    start: int = 0  # optimizer step from which on it is listened to; pictures should be told by then
+    lead: int = 0  # optimizer steps before ``start`` that it learns already, so that what is listened to is no guess
     width: int = 64  # channels of the first level
     layers: int = 3  # strided convolutions; a logit sees 70 pixels with three, 34 with two, 16 with one
-    lr: float = 1e-4  # peak learning rate of its AdamW, with the warm-up and decay of the autoencoder's
+    lr: float = 1e-4  # peak of its AdamW, with a warm-up as the autoencoder's from where it begins to learn, and decay
     r1: float = 0.0  # weight of the squared gradient at real images; 0 for none
     r1_every: int = 16  # optimizer steps from one such penalty, which counts for them all, to the next
 
@@ -31,9 +32,13 @@ class AdversarialConfig:
         for name in ("width", "layers", "r1_every"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} {getattr(self, name)} is not at least 1; try {name}=1")
-        for name in ("weight", "start", "r1"):
+        for name in ("weight", "start", "lead", "r1"):
             if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name} {getattr(self, name)} is not a finite number of at least 0; try {name}=0")
+        if self.lead > self.start:
+            raise ValueError(
+                f"lead {self.lead} is more than the {self.start} steps before start; try lead={self.start}"
+            )
         if not 0 < self.lr < float("inf"):
             raise ValueError(f"lr {self.lr} is not a positive number; try lr=1e-4")
 

@@ -55,7 +55,7 @@ def log_likelihood(
     probes: Tensor,
     *,
     nsr_min: float = 1e-3,
-    data_variance: float = 0.0,
+    data_variance: float = 1.0,
     rtol: float = 1e-5,
     atol: float = 1e-5,
 ) -> LogLikelihood:
@@ -66,12 +66,12 @@ def log_likelihood(
     trace. An evaluation takes K backward passes.
 
     The density is that of data with noise of ``nsr_min``, or of the schedule's least where that is more. At the
-    schedule's end x is taken to be from where sampling starts, N(0, sigma^2); ``data_variance`` times alpha^2 is
-    added to it, for schedules that end with some signal left (1 for latents of unit variance). The mean
-    of the data is taken to be 0 there.
+    schedule's end x is taken to be from where sampling starts, N(0, sigma^2 + ``data_variance`` alpha^2), which
+    matters to schedules that end with some signal left. The mean of the data is taken to be 0 there.
 
-    ``rtol`` and ``atol`` are those of the adaptive Runge-Kutta solver, which steps the whole batch alike. For 8-bit
-    pixels scaled to [-1, 1] and dequantised, bits per dimension of a code are these + log2(127.5).
+    ``rtol`` and ``atol`` are those of the adaptive Runge-Kutta solver, which steps the whole batch alike: of y and,
+    counting as much as all of it, of the density in nats per dimension. For 8-bit pixels scaled to [-1, 1] and
+    dequantised, bits per dimension of a code are these + log2(127.5).
     """
     start, end = max(nsr_min, schedule.level(0.0).nsr), min(schedule.level(1.0).nsr, BLANK)
     if not 0 < start < end:
@@ -81,19 +81,22 @@ def log_likelihood(
     def slope(log_nsr: float, state: NDArray[np.float64]) -> Any:
         y = torch.from_numpy(state[:-rows]).to(x0).view_as(x0)
         drift, divergence = _flow(denoise, y, schedule.level(schedule.t_at(exp(log_nsr))), probes)
-        rate = torch.cat([drift.double().flatten(), divergence.double()]).cpu().numpy()
+        rate = torch.cat([drift.double().flatten(), divergence.double() / size]).cpu().numpy()
         if not np.isfinite(rate).all():  # of which the solver would never come back
             raise ValueError(f"the denoiser says no finite x0 at nsr {exp(log_nsr):.4g}; try another nsr_min")
         return rate
 
     state = np.concatenate([x0.detach().double().cpu().numpy().ravel(), np.zeros(rows)])
-    solved = solve_ivp(slope, (log(start), log(end)), state, "RK45", (log(end),), rtol=rtol, atol=atol)
+    # the solver takes the root mean square of all errors, in which a row's one density would be lost among its D places
+    share = np.concatenate([np.ones(x0.numel()), np.full(rows, (size + 1) ** -0.5)])
+    span = log(start), log(end)
+    solved = solve_ivp(slope, span, state, "RK45", span[1:], rtol=rtol * share, atol=atol * share)
     if not solved.success:
         raise ValueError(f"rtol {rtol} and atol {atol} are too fine for this denoiser: {solved.message}; try 1e-3")
     y, divergence = np.split(solved.y[:, -1], [-rows])
     variance = end**2 + data_variance
     squares = (y.reshape(rows, size) ** 2).sum(axis=1)
-    nats = torch.from_numpy(divergence - 0.5 * (squares / variance + size * log(2 * pi * variance)))
+    nats = torch.from_numpy(divergence * size - 0.5 * (squares / variance + size * log(2 * pi * variance)))
     return LogLikelihood(nats, -nats / (size * log(2)), solved.nfev)
 
 

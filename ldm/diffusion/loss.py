@@ -63,7 +63,8 @@ class DenoisingLoss:
         x = noised(x0, seen, level)
         said = process.said(network, x, level, cond)
         error = _squared_error(process, said, x0, noise, level)  # (B, C, H, W)
-        each = (self.weight.on_f(process.target, level, rate(process.schedule, t)) * error).mean(dim=(1, 2, 3))  # (B,)
+        passing = rate(process.schedule, t) if self.weight.by_rate else torch.ones(len(t), 1, 1, 1, device=t.device)
+        each = (self.weight.on_f(process.target, level, passing) * error).mean(dim=(1, 2, 3))  # (B,)
         if said.variance is not None:
             each = each + self._bound(said, x0, x, level, t)
         self.times.observe(t, each)

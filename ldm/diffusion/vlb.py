@@ -104,8 +104,8 @@ def variational_bound(
     """The bound for DDPM's sampler on ``grid``, on -log p of ``x0`` (B, C, H, W) (arXiv:2006.11239, eq. 5).
 
     Unbiased: each of the T steps is evaluated once, with a fresh draw of ``noise``. Give ``discretised`` for 8-bit
-    pixels, and the bound is on a code length; with ``gaussian`` it is on a density. Sampling is taken to start from
-    N(0, sigma_T^2), which a grid must be noisy enough for.
+    pixels, and the bound is on a code length; with ``gaussian`` it is on a density. Sampling starts from
+    N(0, alpha_T^2 + sigma_T^2), which is N(0, 1) where the variance is preserved.
     """
     terms, errors = [], []
     for now, to in pairwise(grid):
@@ -135,9 +135,14 @@ def continuous_bound(
     schedule in between does not matter (Sec. 5.1), log snr itself is drawn, evenly spread, at ``evaluations`` places K
     that all samples share; ``steps`` is (B, K), noisiest first. For ``prior`` and ``reconstruction`` (whose
     variance is ``variance``) see ``variational_bound``.
+
+    Raises:
+        ValueError: there is no evaluation, or no signal at the last noisy level, so that nothing lies in between.
     """
     if evaluations < 1:
         raise ValueError(f"evaluations {evaluations} is not at least 1; try evaluations=100")
+    if grid[-2].nsr >= BLANK:
+        raise ValueError(f"the last noisy level of the grid is at t = {grid[-2].t:g}, where no signal is left")
     low, high = log(grid[-2].nsr), log(min(grid[0].nsr, BLANK))
     terms, errors = [], []
     for place in sorted(evenly_spread(evaluations, generator).tolist(), reverse=True):
@@ -153,8 +158,9 @@ def continuous_bound(
 
 
 def _prior(x0: Tensor, start: Level) -> Tensor:
-    """KL(q(x_T | x0) || N(0, sigma_T^2)) (B,), in bits per dimension."""
-    return _bits(0.5 * (x0 / start.nsr).square())
+    """KL(q(x_T | x0) || N(0, alpha_T^2 + sigma_T^2)) (B,), in bits per dimension."""
+    log_variances = (2 * like(x0, part).log() for part in (start.sigma, start.norm))
+    return _bits(gaussian_kl(start.alpha * x0, next(log_variances), torch.zeros_like(x0), next(log_variances)))
 
 
 def _bits(nats: Tensor) -> Tensor:

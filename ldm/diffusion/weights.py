@@ -9,6 +9,7 @@ Legend: B batch; snr = (alpha / sigma)^2; rate = -d log(snr) / dt, how fast the 
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -35,6 +36,8 @@ def _slope(schedule: Schedule, t: float) -> float:
 
 class Weight(ABC):
     """A configuration that is its own weight."""
+
+    by_rate: ClassVar[bool] = False  # whether it looks at the rate, which takes a while to find
 
     def on_f(self, target: Target, level: Level, rate: Tensor) -> Tensor | float:
         """The factor of F's squared error, (B, 1, 1, 1) for a level of such tensors."""
@@ -101,6 +104,8 @@ class SigmoidConfig(Weight):
     A weight per unit of log-SNR does not depend on the schedule: the rate makes it one per unit of time.
     """
 
+    by_rate: ClassVar[bool] = True
+
     bias: float = 2.0
 
     def __post_init__(self) -> None:
@@ -114,6 +119,8 @@ class SigmoidConfig(Weight):
 @dataclass
 class VLBConfig(Weight):
     """The variational bound's own: half of -d snr / dt on x0 (Kingma et al. 2021, arXiv:2107.00630, eq. 17)."""
+
+    by_rate: ClassVar[bool] = True
 
     def on_x0(self, snr: Tensor, rate: Tensor) -> Tensor:
         return 0.5 * rate * snr

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ldm.editing.image_to_image import check_strength, image_to_image
-from ldm.editing.inpainting import keep_known, latent_mask
+from ldm.editing.inpainting import keep_known, latent_mask, without_hole
 from ldm.editing.inversion import reword
 from ldm.editing.operators import Operator
 from ldm.editing.posterior import ddnm, dps
@@ -54,9 +54,11 @@ def filled(
 ) -> tuple[Steer, Walk]:
     """How ``image`` (1, 3, H, W) is drawn anew where ``mask`` (1, 1, H, W) is 1, with what is around it.
 
-    With ``resampling`` that takes the place of the model's sampler and is given more time to make both fit.
+    With ``resampling`` that takes the place of the model's sampler and is given more time to make both fit. What
+    ``image`` shows where the mask is above 0 has no say.
     """
-    latent, free = _encoded(model, image), latent_mask(mask, model.autoencoder.factor).to(model.device)
+    latent = _encoded(model, without_hole(image, mask))
+    free = latent_mask(mask, model.autoencoder.factor).to(model.device)
 
     def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
         return from_noise(resampling or sampler, denoise, grid, noise)

@@ -27,7 +27,7 @@ def image_to_image(
     if start == len(grid) - 1:
         return latent
     rest = Grid(grid[start:], grid.schedule)
-    x = noised(latent, draw, rest[0]) if strength < 1 else rest[0].sigma * draw
+    x = noised(latent, draw, rest[0]) if strength < 1 else rest[0].norm * draw
     return sampler(denoise, x, rest, noise)
 
 

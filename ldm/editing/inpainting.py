@@ -6,6 +6,7 @@ Legend: B batch, C channels, H W image size, h w latent size, f the autoencoder'
 """
 
 import torch
+from scipy.ndimage import distance_transform_edt
 from torch import Tensor, nn
 
 from ldm.types import Denoise, Level, Prediction
@@ -26,6 +27,19 @@ def keep_known(denoise: Denoise, latent: Tensor, mask: Tensor) -> Denoise:
         return said._replace(x0=torch.lerp(latent, said.x0, mask.to(said.x0)))
 
     return denoise_rest
+
+
+def without_hole(image: Tensor, mask: Tensor) -> Tensor:
+    """``image`` (1, C, H, W) with the nearest known pixel's colour wherever ``mask`` (1, 1, H, W) is above 0.
+
+    An encoder looks at pixels around each place: of this image its latents say nothing of what the mask hides. It is
+    zero all over where nothing is known.
+    """
+    hidden = mask[0, 0].cpu().numpy() > 0  # (H, W)
+    if hidden.all():
+        return torch.zeros_like(image)
+    rows, columns = distance_transform_edt(hidden, return_distances=False, return_indices=True)
+    return image[..., torch.from_numpy(rows).long(), torch.from_numpy(columns).long()]
 
 
 def latent_mask(mask: Tensor, factor: int) -> Tensor:

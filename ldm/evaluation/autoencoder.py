@@ -19,10 +19,11 @@ from ldm.autoencoders.bottlenecks.base import Quantizer, usage
 from ldm.autoencoders.bottlenecks.fsq import FiniteScalar
 from ldm.autoencoders.bottlenecks.vq import VectorQuantizer
 from ldm.autoencoders.bottlenecks.vq2 import TwoLevels
+from ldm.autoencoders.losses import ssim
 from ldm.data.transforms import from_bytes, to_bytes
 from ldm.evaluation.benchmark import AT_ONCE, Pictures
 from ldm.evaluation.distances import distances, features
-from ldm.evaluation.reconstruction import psnr, ssim
+from ldm.evaluation.reconstruction import psnr
 
 ACTIVE = 0.01  # variance over pictures, above which a latent says something of the picture
 
@@ -48,8 +49,8 @@ class AutoencoderReport:
     bottleneck: Figures = field(default_factory=dict)  # what only this kind of bottleneck has to say
 
     def figures(self) -> Figures:
-        """The report as plain values by name, without what was not measured."""
-        return {name: value for name, value in asdict(self).items() if value is not None}
+        """The report as plain values by name, without what was not measured and a PSNR that is infinite."""
+        return {name: value for name, value in asdict(self).items() if value is not None and value != float("inf")}
 
 
 @torch.inference_mode()
@@ -69,7 +70,7 @@ def autoencoder_report(
     ``distances.Inception``, or other modules of their kind; without them there are no figures of theirs.
 
     Raises:
-        ValueError: there are fewer than two pictures, their side is no multiple of f, or torchmetrics is missing.
+        ValueError: there are fewer than two pictures, or their side is no multiple of f, or below 6.
     """
     if len(pictures) < 2:
         raise ValueError(f"{len(pictures)} pictures are too few: what varies between them is measured; take at least 2")

@@ -14,7 +14,7 @@ from ldm.samplers import ImageNoise
 from ldm.types import Condition
 
 BOUND_SAMPLES, BOUND_STEPS = 32, 250
-ODE_SAMPLES, ODE_PROBES, ODE_TOLERANCE = 8, 2, 1e-3
+ODE_SAMPLES, ODE_PROBES, ODE_TOLERANCE = 8, 2, 1e-4
 
 
 @torch.no_grad()
@@ -52,5 +52,5 @@ def _ode(model: TextToImage, held_out: Latents, told: Condition) -> tuple[float,
     probes = rademacher(latent, ODE_PROBES, torch.Generator().manual_seed(0))
     denoise = model.process.denoiser(model.denoiser, told[: len(latent)])
     tolerance = {"rtol": ODE_TOLERANCE, "atol": ODE_TOLERANCE}
-    found = log_likelihood(denoise, latent, model.process.schedule, probes, data_variance=1.0, **tolerance)
+    found = log_likelihood(denoise, latent, model.process.schedule, probes, **tolerance)
     return found.bits_per_dim.mean().item(), found.evaluations

@@ -1,4 +1,4 @@
-"""How much a reconstruction loses: PSNR, and on torchmetrics and lpips SSIM and LPIPS.
+"""How much a reconstruction loses: PSNR, and on the package lpips LPIPS.
 
 Legend: B batch, H W image size.
 """
@@ -21,25 +21,6 @@ LPIPS_SIDE = 32  # pixels; AlexNet's pooling leaves nothing of much smaller ones
 def psnr(images: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio in dB (B,) of images (B, 3, H, W) in [-1, 1]: 10 log10(2^2 / mean squared error)."""
     return 10 * torch.log10(4 / (images - reference).square().mean(dim=(1, 2, 3)))
-
-
-def ssim(images: Tensor, reference: Tensor) -> Tensor:
-    """Structural similarity (B,) of images (B, 3, H, W) in [-1, 1]: Wang et al. 2004, IEEE TIP 13(4), a window of 11.
-
-    It compares means by their ratio, so pixels must count from black: both are shifted to [0, 2].
-
-    Raises:
-        ValueError: the images are smaller than half the window.
-    """
-    with eval_extra():
-        from torchmetrics.functional.image import structural_similarity_index_measure as similarity
-    if min(images.shape[2:]) < 6:
-        raise ValueError(f"images of {images.shape[3]} x {images.shape[2]} pixels: SSIM needs sides of at least 6")
-    # variances are differences of large sums: in single precision a plain picture would differ from itself
-    shifted = images.double() + 1, reference.double() + 1
-    found = similarity(*shifted, data_range=2.0, reduction="none")
-    assert isinstance(found, Tensor)  # a pair only where the whole map is asked for
-    return found
 
 
 class Lpips(nn.Module):

@@ -26,6 +26,7 @@ from ldm.evaluation.text_use import TextUse
 from ldm.files import MANIFEST, whole_folder
 
 PAGE, FIGURES = "report.html", "report.json"
+SWEEP_PROMPTS = "prompts of a sweep"  # named so in ``what`` where they are others than those of the score
 SHOWN = 6  # pictures of each category on the page, right and wrong ones each
 
 
@@ -79,7 +80,8 @@ class Report:
         for key, scores in self.sweeps.items():
             shares = {value: score.overall for value, score in scores.items()}
             line: dict[float, Point] = {value: (share.value, *share.interval) for value, share in shares.items()}
-            title = f"score against {key} ({next(iter(shares.values())).total} pictures each)"
+            drawn_for = "other prompts" if SWEEP_PROMPTS in self.what else "the prompts"
+            title = f"score against {key} ({next(iter(shares.values())).total} pictures each, of {drawn_for})"
             drawn[title] = curve({"score": line}, key, "share of right pictures")
         if self.text_use is not None:
             drawn["validation loss: is the text used?"] = curve(self.text_use.lines(), "time: 0 data, 1 noise", "loss")

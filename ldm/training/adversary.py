@@ -27,8 +27,10 @@ class Adversary:
         if train.compile:
             raise ValueError("compile true keeps no graph for adversarial.weight's two gradients; try compile=false")
         self.settings, self.network = config, config.build()
+        self.begins = config.start - config.lead  # the step from which on it learns
         self.config = replace(
             train,
+            steps=max(1, train.steps - self.begins),
             optimizer="adamw",
             lr=config.lr,
             betas=list(BETAS),
@@ -40,21 +42,22 @@ class Adversary:
     def price(
         self, step: int, image: Tensor, decoded: Tensor, reconstruction: Tensor, last: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the loss () of ``decoded`` (B, 3, H, W), and figures; nothing before the start.
+        """What is added to the loss () of ``decoded`` (B, 3, H, W), and figures: nothing before the start.
 
         Its gradient reaches no weight of the discriminator. ``reconstruction`` is the loss () that it is weighed
         against at ``last``, the weights of the decoder's last layer.
         """
+        if step >= self.begins:
+            self._shown = (step, image, decoded.detach())
         if step < self.settings.start:
             return torch.zeros_like(reconstruction), {}
-        self._shown = (step, image, decoded.detach())
         frozen = {name: weight.detach() for name, weight in self.network.named_parameters()}
         cost = -functional_call(self.network, frozen, (decoded,)).float().mean()
         weight = adaptive_weight(reconstruction, cost, last)
         return self.settings.weight * weight * cost, {"adversarial": cost.detach(), "adaptive_weight": weight}
 
     def loss(self, network: nn.Module) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The discriminator's loss () on the pictures of the last ``price``, and figures; None before the start."""
+        """The discriminator's loss () on the pictures of the last ``price``, and figures; None before it begins."""
         if self._shown is None:
             return None
         (step, image, decoded), self._shown = self._shown, None

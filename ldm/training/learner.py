@@ -75,16 +75,17 @@ class Learner:
         return norm.to(self.accelerator.device)  # that of no gradients lies on the CPU
 
     def update(self, *, finite: bool, overflow: bool) -> None:
-        """Step optimizer and schedule, where all is ``finite``, and forget the gradient.
+        """Step optimizer and schedule, where all is ``finite`` and there is a gradient, and forget the gradient.
 
         ``overflow`` says that a gradient is not finite.
         """
         scaler = self.accelerator.scaler
+        learns = any(weight.grad is not None for weight in self.network.parameters())
         if finite or (overflow and scaler is not None):  # fp16's scaler skips, and must see why
             self.opt.step()
         elif scaler is not None:
             scaler.update()  # the gradient was sound; it takes no other before it is told that this one is done with
-        if finite:
+        if finite and learns:
             self.schedule.step()
         self.opt.zero_grad(set_to_none=True)
 

@@ -10,6 +10,8 @@ from torch.optim import AdamW, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
+from ldm.autoencoders.bottlenecks.vq import VectorQuantizer
+
 OPTIMIZERS = ("adamw", "muon")
 MUON_MOMENTUM = 0.95
 DECAYS = ("constant", "linear", "cosine")
@@ -31,7 +33,7 @@ class TrainConfig:
     lr_end: float = 0.0  # share of the peak that is left at the last step
     betas: list[float] = field(default_factory=lambda: [0.9, 0.99])  # of AdamW, and of what Muon leaves to NAdamW
     muon_iterations: int = 5  # Newton-Schulz's, 3 or more: fewer take less time and leave small directions smaller
-    weight_decay: float = 0.01  # decoupled, on matrices and kernels only
+    weight_decay: float = 0.01  # decoupled, on matrices, kernels and tables of words; not on codebooks
     clip: float = 1.0  # gradient norm; 0 does not clip
     ema: float = 0.9995  # decay of the weights' moving average, reached by warm-up; 0 keeps none
     precision: str = "auto"  # auto (what the device multiplies fastest) | fp32 | bf16 | fp16
@@ -91,7 +93,7 @@ class TrainConfig:
 
 
 def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
-    """What ``config`` names, over the trainable parameters; biases, gains and other vectors are not decayed.
+    """What ``config`` names, over the trainable parameters; biases, gains, codes and other vectors are not decayed.
 
     "adamw" is Loshchilov & Hutter's (arXiv:1711.05101). "muon" orthogonalises the momentum of every weight of a
     linear or convolution layer, the latter as a matrix (out, in k k) (https://kellerjordan.github.io/posts/muon),
@@ -99,8 +101,9 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
     ``muon_iterations`` of Newton-Schulz with timm's coefficients; all else, such as tables and vectors, gets NAdamW.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
-    decayed = [p for p in trained if p.ndim >= 2]
-    vectors = {"params": [p for p in trained if p.ndim < 2], "weight_decay": 0.0}
+    codebooks = {m.codebook for m in network.modules() if isinstance(m, VectorQuantizer)}
+    decayed = [p for p in trained if p.ndim >= 2 and p not in codebooks]
+    vectors = {"params": [p for p in trained if p.ndim < 2 or p in codebooks], "weight_decay": 0.0}
     betas = (config.betas[0], config.betas[1])
     if config.optimizer == "adamw":
         groups = [{"params": decayed, "weight_decay": config.weight_decay}, vectors]

@@ -190,14 +190,14 @@ def exactly_reversing(grid, variances):
 @pytest.mark.parametrize("steps", [1, 7])
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_bound_is_tight_for_a_model_that_reverses_every_step_exactly(name, steps):
-    """Then all that is between it and -log p is that sampling starts at N(0, sigma_T^2) and not at what data become."""
+    """Then all that is between it and -log p is where sampling starts, which is not at what these data become."""
     grid = uniform(SCHEDULES[name]().build(), steps)
     variances = DIAGONAL.diagonal()
     bound = expected(variational_bound, exactly_reversing(grid, variances), grid, variance="learned")
     top = grid[0]
     given = Normal(top.alpha * POINTS.flatten(1), top.sigma)
     marginal = Normal(top.alpha * MEAN, (top.alpha**2 * variances + top.sigma**2).sqrt())
-    start = Normal(torch.zeros_like(MEAN), top.sigma)
+    start = Normal(torch.zeros_like(MEAN), top.norm)
     gap = (kl_divergence(given, start) - kl_divergence(given, marginal)).sum(dim=1) / (2 * log(2))
     torch.testing.assert_close(bound.total, bits(DIAGONAL) + gap, atol=1e-7, rtol=1e-7)
     torch.testing.assert_close(bound.prior, kl_divergence(given, start).sum(dim=1) / (2 * log(2)))
@@ -236,6 +236,31 @@ def test_the_continuous_bound_is_unbiased_whatever_the_number_of_evaluations():
     torch.testing.assert_close(torch.stack(totals).mean(dim=0), bits(CORRELATED), atol=0.03, rtol=0)
     with pytest.raises(ValueError, match="evaluations 0"):
         continuous_bound(denoise, POINTS, grid, lambda: POINTS, generator, evaluations=0)
+    with pytest.raises(ValueError, match="last noisy level of the grid is at t = 1, where no signal is left"):
+        continuous_bound(denoise, POINTS, uniform(SCHEDULES["flow"]().build(), 1), lambda: POINTS, generator)
+
+
+@pytest.mark.parametrize("name", ["linear", "cosine", "logarithmic"])
+def test_a_term_of_the_bound_is_the_noises_error_weighted(name):
+    """beta^2 / (2 beta_tilde (1 - beta) (1 - alpha_bar)) on the noise's squared error (DDPM, eq. 12)."""
+    schedule = SCHEDULES[name]().build()
+    now, to = (schedule.level(i / schedule.steps) for i in (500, 499))
+    x0, noise, said = torch.randn(3, 4, 2, 1, 1, dtype=torch.float64)
+    x = noised(x0, noise, now)
+    got = vlb_term(Prediction((x - now.sigma * said) / now.alpha), x0, x, now, to, variance="posterior")
+    beta_n, kept = 1 - (now.alpha / to.alpha) ** 2, 1 - now.alpha**2
+    weight = beta_n**2 / (2 * posterior(x, x0, now, to)[1] * (1 - beta_n) * kept)
+    expected = weight * (noise - said).square().flatten(1).mean(dim=1) / log(2)
+    torch.testing.assert_close(got, expected, rtol=1e-5, atol=0)
+
+
+def test_of_data_of_unit_variance_the_prior_is_what_the_noisiest_x_tells_of_them():
+    """For where sampling starts is then what they become: the mutual information of x0 and x_T is left."""
+    level = SCHEDULES["logarithmic"]().build().level(1.0)
+    x0 = torch.randn(100_000, 1, 1, 1, dtype=torch.float64)
+    grid = Grid([level, CLEAN], SCHEDULES["logarithmic"]().build())
+    prior = variational_bound(lambda x, _: Prediction(x), x0, grid, lambda: torch.zeros_like(x0)).prior
+    assert float(prior.mean()) == pytest.approx(0.5 * log(1 + 1 / level.nsr**2) / log(2), rel=2e-2)
 
 
 def test_a_wrong_denoiser_costs_bits_and_its_error_is_told():

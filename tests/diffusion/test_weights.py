@@ -117,6 +117,13 @@ def test_the_loss_weighted_by_vlb_is_the_continuous_bound_on_every_schedule(kind
     assert float(bound) * log(2) == pytest.approx(expected, rel=5e-3)
 
 
+@pytest.mark.parametrize("weight", sorted(WEIGHTS.keys() - {"plain"}))
+def test_a_weight_looks_at_the_rate_where_it_says_so_and_nowhere_else(weight):
+    made = WEIGHTS[weight]()
+    slow, fast = (torch.as_tensor(made.on_x0(SNR, passing)) for passing in (RATE, 2 * RATE))
+    assert torch.equal(slow, fast) == (not made.by_rate)
+
+
 def test_p2_without_gamma_is_the_simple_loss():
     got = P2Config(gamma=0.0).on_f(TARGETS["v"], LEVEL, RATE)
     torch.testing.assert_close(got, WEIGHTS["simple"]().on_f(TARGETS["v"], LEVEL, RATE))

@@ -69,6 +69,16 @@ def test_what_a_mask_keeps_stays_and_the_rest_is_drawn(model, sample, resampling
     assert not torch.allclose(got, drawn(model, sample), atol=0.1)
 
 
+def test_what_a_mask_hides_changes_nothing(model, sample):
+    mask = torch.zeros(1, 1, 64, 64)
+    mask[..., 20:50, 20:50] = 1
+    image = sample.image[None]
+    other = torch.where(mask > 0, torch.rand_like(image) * 2 - 1, image)
+    (steer, walk), (steer_other, walk_other) = (filled(model, each, mask) for each in (image, other))
+    got = drawn(model, sample, steer=steer, walk=walk)
+    assert torch.equal(got, drawn(model, sample, steer=steer_other, walk=walk_other))
+
+
 @pytest.mark.parametrize(
     "operator", [Downscale(4), Masked.random(64, 64, 0.5, seed=0), Blur(3.0, (64, 64))], ids=lambda o: type(o).__name__
 )

@@ -26,7 +26,7 @@ def test_strength_zero_is_the_latent_itself(correlated, grid):
 def test_strength_one_is_a_sample_from_noise_alone(name, correlated, grid):
     latent, sampler = torch.randn(2, 1, 2, 4).double(), SAMPLERS[name]()
     noise = noise_of(latent)
-    expected = sampler(correlated, grid[0].sigma * noise(), grid, noise)
+    expected = sampler(correlated, grid[0].norm * noise(), grid, noise)
     got = image_to_image(correlated, sampler, grid, latent, 1.0, noise_of(latent))
     torch.testing.assert_close(got, expected, rtol=0, atol=0)
 

@@ -10,6 +10,7 @@ import torch
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.process import noised
 from ldm.editing import Masked, ResamplingConfig, ddnm, keep_known, latent_mask, resampled
+from ldm.editing.inpainting import without_hole
 from ldm.samplers import SAMPLERS
 from ldm.samplers.step import renoised
 from ldm.types import Grid, Prediction
@@ -54,6 +55,14 @@ def test_keeping_pixels_is_ddnm_of_a_mask(correlated, grid):
     x, operator = torch.randn(2, 1, 2, 4).double(), Masked(MASK)
     got = keep_known(correlated, KNOWN, MASK)(x, grid[10]).x0
     torch.testing.assert_close(got, ddnm(correlated, operator, operator.apply(KNOWN))(x, grid[10]).x0)
+
+
+def test_a_hole_takes_the_color_of_the_nearest_known_pixel():
+    image = torch.arange(5.0).view(1, 1, 1, 5)
+    mask = torch.tensor([0.0, 1.0, 1.0, 0.3, 0.0]).view(1, 1, 1, 5)
+    assert without_hole(image, mask).flatten().tolist()[:2] == [0, 0]
+    assert without_hole(image, mask).flatten().tolist()[3:] == [4, 4]
+    assert not without_hole(image, torch.ones_like(mask)).any()
 
 
 def test_a_soft_mask_mixes(grid):

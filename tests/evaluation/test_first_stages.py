@@ -76,6 +76,7 @@ def test_one_folder_for_all_is_refused(monkeypatch):
         ("vq", {"codes": 1024}, "160 bits, 154 times fewer"),  # 4 x 4 positions of 10 bits
         ("vq2", {"codes": 1024}, "200 bits, 123 times fewer"),  # and 2 x 2 more above them
         ("fsq", {"levels": [8, 5, 5, 5]}, "159 bits, 154 times fewer"),  # 16 log2(1,000)
+        ("topk", {"k": 2}, "32 numbers, 96 times fewer, and 41 bits: which they are"),  # 16 log2(6)
     ],
 )
 def test_compression_counts_bits_where_there_are_codes(name, options, says):

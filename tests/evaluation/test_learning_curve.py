@@ -40,12 +40,14 @@ def test_minutes_are_those_of_the_steps_at_the_speed_that_each_stretch_had(tmp_p
     assert list(found.values()) == [Share(10, 100), Share(40, 100)]
 
 
-def test_pictures_of_several_runs_are_counted_together_at_the_mean_of_their_minutes():
+def test_of_several_runs_mean_and_range_are_at_the_mean_of_their_minutes():
     runs = [{1.0: Share(10, 100), 2.0: Share(30, 100)}, {3.0: Share(20, 100), 5.0: Share(50, 100)}]
-    assert BENCHMARK.together(runs) == {2.0: Share(30, 200), 3.5: Share(80, 200)}
+    found = BENCHMARK.means(runs)
+    assert list(found) == [2.0, 3.5]
+    assert list(found.values()) == [pytest.approx((0.15, 0.1, 0.2)), pytest.approx((0.4, 0.3, 0.5))]
 
 
-def test_runs_of_the_same_length_are_drawn_together_too(tmp_path, monkeypatch, capsys):
+def test_of_runs_of_the_same_length_the_mean_is_drawn_too(tmp_path, monkeypatch, capsys):
     def made(name, steps, *scores):
         lines = [{"step": 20 * (i + 1), "images_per_second": 10.0, "score": score} for i, score in enumerate(scores)]
         return str(run_with(tmp_path / name, lines, f"train_ldm.steps={steps}"))
@@ -53,13 +55,25 @@ def test_runs_of_the_same_length_are_drawn_together_too(tmp_path, monkeypatch, c
     short = [made("a", 20, 0.1), made("b", 20, 0.2), made("c", 20, 0.2, 0.3), made("d", 20, 0.4, 0.5)]
     runs = [*short, short[0], made("e", 40, 0.05)]  # one of them twice
     monkeypatch.setattr("sys.argv", ["learning_curve.py", *runs, "--out", str(tmp_path / "curve.svg")])
+    drawn = {}
+    monkeypatch.setattr(BENCHMARK, "curve", lambda lines, *axes: drawn.update(lines) or "<svg>")
     BENCHMARK.main()
     told = capsys.readouterr().out.splitlines()
-    assert len(told) == 5 + 2
+    assert len(told) == len(drawn) == 5 + 2
+    of = "mean of 2 runs of 20 steps of 60, scored"
     assert told[5:] == [
-        "2 runs of 20 steps of 60, scored 1 times: 15% after 2.0 min",
-        "2 runs of 20 steps of 60, scored 2 times: 30% after 2.0 min, 40% after 4.0 min",
+        f"{of} 1 times: 15% (10% to 20%) after 2.0 min",
+        f"{of} 2 times: 30% (20% to 40%) after 2.0 min, 40% (30% to 50%) after 4.0 min",
     ]
+    assert [name for name, line in drawn.items() if isinstance(next(iter(line.values())), tuple)] == [*drawn][5:]
+
+
+def test_a_run_by_itself_has_the_interval_of_its_pictures(tmp_path, monkeypatch, capsys):
+    run = run_with(tmp_path / "a", [{"step": 20, "images_per_second": 10.0, "score": 0.5}])
+    monkeypatch.setattr("sys.argv", ["learning_curve.py", str(run), "--out", str(tmp_path / "curve.svg")])
+    BENCHMARK.main()
+    assert capsys.readouterr().out == f"{run}: 50% (40% to 60%) after 2.0 min\n"
+    assert (tmp_path / "curve.svg").read_text().startswith("<svg")
 
 
 def test_a_run_without_scores_is_refused_with_the_way_out(tmp_path):

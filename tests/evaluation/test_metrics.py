@@ -3,7 +3,6 @@
 import json
 import sys
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +24,7 @@ from ldm.data.loader import first_batches
 from ldm.data.transforms import to_bytes
 from ldm.evaluation.clip_score import Clip, clip_score, load_open_clip, load_own_clip
 from ldm.evaluation.distances import Features, Inception, distances, features
-from ldm.evaluation.reconstruction import BACKBONES, Lpips, psnr, ssim
+from ldm.evaluation.reconstruction import BACKBONES, Lpips, psnr
 from ldm.evaluation.weights import MissingWeights
 from ldm.files import read_tensors
 from ldm.folders import load_text
@@ -226,7 +225,6 @@ def test_code_in_a_weights_file_is_not_run(load_network: Callable[[Path], Any], 
 @pytest.mark.parametrize(
     ("package", "call"),
     [
-        ("torchmetrics", lambda: ssim(images(), images())),
         ("torchmetrics", lambda: distances(gaussian(9, 1), gaussian(9, 2))),
         ("torch_fidelity", Inception),
         ("lpips", Lpips),
@@ -382,7 +380,7 @@ def test_a_folder_without_a_trained_clip_is_refused_in_one_line(tmp_path: Path) 
     assert "\n" not in str(caught.value)
 
 
-# PSNR, SSIM, LPIPS
+# PSNR, LPIPS
 
 
 def test_the_psnr_is_that_of_numpy() -> None:
@@ -391,25 +389,7 @@ def test_the_psnr_is_that_of_numpy() -> None:
     np.testing.assert_allclose(psnr(a, b).numpy(), 10 * np.log10(4 / error), rtol=1e-5)
 
 
-def test_a_gaussian_window_of_sums_gives_the_ssim() -> None:
-    from scipy.ndimage import gaussian_filter
-
-    a, b = images(seed=1), (0.7 * images(seed=1) + 0.3 * images(seed=2) + 0.1).clamp(-1, 1)
-    x, y = (each.double().numpy() / 2 + 0.5 for each in (a, b))  # pixels of [0, 1]
-    mean = partial(gaussian_filter, sigma=1.5, axes=(2, 3), mode="mirror", radius=5)
-    mx, my = mean(x), mean(y)
-    vx, vy, vxy = mean(x * x) - mx**2, mean(y * y) - my**2, mean(x * y) - mx * my
-    c1, c2 = 0.01**2, 0.03**2
-    wanted = (2 * mx * my + c1) * (2 * vxy + c2) / ((mx**2 + my**2 + c1) * (vx + vy + c2))
-    np.testing.assert_allclose(ssim(a, b).numpy(), wanted.mean(axis=(1, 2, 3)), atol=1e-6)
-    flat = torch.full((3, 3, 32, 32), 0.7)
-    for same in (a, flat):
-        torch.testing.assert_close(ssim(same, same), torch.ones(3, dtype=torch.float64))
-
-
 def test_pictures_too_small_for_a_metric_are_refused(squeeze: tuple[Path, nn.Module]) -> None:
-    with pytest.raises(ValueError, match="5 x 5 pixels: SSIM needs"):
-        ssim(images(size=5), images(size=5))
     with pytest.raises(ValueError, match="16 x 16 pixels: LPIPS needs"):
         Lpips(squeeze[0], "squeeze")(images(size=16), images(size=16))
 

@@ -248,11 +248,12 @@ def test_an_object_half_blended_with_the_background_is_unknown(color, background
 @pytest.mark.parametrize("background", BACKGROUNDS)
 @pytest.mark.parametrize("color", COLORS)
 def test_an_object_that_fades_into_the_background_is_unknown(color, background):
-    ramp = np.clip((np.arange(64) + 0.5 - MIDDLE + 15) / 30, 0, 1)[None, :, None]  # across a large object
-    for shape in SHAPES:
-        picture = draw(alone(shape, color, background=background))
-        found = seen(blend(picture, draw(Scene(background, ())), ramp))
-        assert found.objects and not clean(found), shape
+    for size, r in RADIUS.items():
+        ramp = np.clip((np.arange(64) + 0.5 - MIDDLE + r) / (2 * r), 0, 1)[None, :, None]  # across the object
+        for shape in SHAPES:
+            picture = draw(alone(shape, color, size, background=background))
+            found = seen(blend(picture, draw(Scene(background, ())), ramp))
+            assert found.objects and not clean(found), (shape, size)
 
 
 def between(a, b):
@@ -299,6 +300,30 @@ def test_an_extra_blob_is_one_object_more_and_unknown(color, background):
         whole, blob = sorted(seen(picture).objects, key=lambda thing: -thing.r)
         assert (whole.shape, whole.color) == (shape, "red")
         assert blob.shape == blob.size == UNKNOWN
+
+
+@pytest.mark.parametrize("color", COLORS)
+def test_a_blob_as_large_as_an_object_is_unknown(color):
+    """Lumps with a wavy outline: neither the area nor the colour tells them from a shape."""
+    rng = np.random.default_rng([*STREAM, 1])
+    rows, columns = np.indices((64, 64)) - MIDDLE + 0.5
+    angle, r = np.arctan2(rows, columns), np.hypot(rows, columns)
+    for _ in range(20):
+        waves = sum(rng.normal(0, 0.2) * np.cos(k * angle + rng.uniform(0, 2 * np.pi)) for k in range(2, 8))
+        lump = r < rng.uniform(9, 14) * (1 + waves)
+        if np.ptp(waves) < 0.9:
+            continue  # not far from a circle
+        picture = draw(Scene("white", ()))
+        picture[lump] = COLORS[color]
+        assert not clean(seen(picture))
+
+
+def test_a_blend_of_two_pictures_is_not_clean(fresh):
+    _, pictures = fresh
+    rng = np.random.default_rng([*STREAM, 2])
+    firsts, seconds = rng.choice(len(pictures), (2, 500))
+    blends = [blend(pictures[a], pictures[b], rng.uniform(0.3, 0.7)) for a, b in zip(firsts, seconds, strict=True)]
+    assert [i for i, found in enumerate(read(np.stack(blends))) if clean(found)] == []
 
 
 @pytest.mark.parametrize("size", SIZES)

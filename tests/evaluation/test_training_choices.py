@@ -20,13 +20,14 @@ def test_every_row_is_a_configuration_that_is_not_refused(row, config):
 @pytest.mark.parametrize("row", RECIPES)
 def test_rows_of_the_recipe_take_as_many_steps_as_their_pace_says(row, tmp_path):
     pace, changes = RECIPES[row]
-    run = configured(None, ["train_ldm.steps=800"], pace, changes, tmp_path, tmp_path)
+    run = configured(None, ["train_ldm.steps=800"], pace=pace, changes=changes, base=tmp_path, out=tmp_path)
     assert run.train_ldm.steps == round(800 * pace)
 
 
 def test_every_row_every_base_and_every_length_has_a_folder_of_its_own(tmp_path):
     def folder(row, steps=800, base="base"):
-        return configured(None, [f"train_ldm.steps={steps}"], *RECIPES[row], tmp_path / base, tmp_path).out
+        (pace, changes), asked = RECIPES[row], [f"train_ldm.steps={steps}"]
+        return configured(None, asked, pace=pace, changes=changes, base=tmp_path / base, out=tmp_path).out
 
     first = next(iter(RECIPES))
     assert folder(first) == folder(first)

@@ -1,7 +1,8 @@
 """Whole trajectories beside diffusers' schedulers, with one network and the same draws of noise.
 
 The levels are ours, written into the scheduler in float64, so that rounding is not compared; what diffusers calls sigma
-is our nsr. The network does not look at the time. Some of diffusers' schedulers round x to float32 in every step.
+is our nsr. The network is told the level: by diffusers the one that its scheduler stands at, by us that of the call.
+Some of diffusers' schedulers round x to float32 in every step.
 """
 
 import pytest
@@ -40,9 +41,19 @@ def without_gradients():
         yield
 
 
+class Network(torch.nn.Conv2d):
+    """Says something that depends on x and on the level."""
+
+    def __init__(self):
+        super().__init__(3, 3, 3, padding=1, dtype=torch.float64)
+
+    def forward(self, x, nsr):
+        return super().forward(x) * (0.2 + torch.as_tensor(nsr, dtype=torch.float64).arctan())
+
+
 @pytest.fixture
 def network():
-    return torch.nn.Conv2d(3, 3, 3, padding=1).double()
+    return Network()
 
 
 @pytest.fixture
@@ -59,7 +70,7 @@ def ours(name, options, network, start, grid, noises=(), target="eps"):
     draws = iter(noises)
 
     def denoise(x, level):
-        return Prediction(to_x0(TARGETS[target], network(x), x, level))
+        return Prediction(to_x0(TARGETS[target], network(x, level.nsr), x, level))
 
     return SAMPLERS[name](**options)(denoise, start, grid, lambda: next(draws))
 
@@ -79,18 +90,29 @@ def prepared(scheduler, nsr, steps=STEPS):
     return scheduler
 
 
+def told(scheduler, i, t):
+    """The nsr of diffusers' i-th call, at its timestep t."""
+    if isinstance(scheduler, DDIMScheduler | DDPMScheduler | PNDMScheduler):
+        return (1 / scheduler.alphas_cumprod[t] - 1).sqrt()
+    if isinstance(scheduler, IPNDMScheduler):
+        return scheduler.betas[i] / scheduler.alphas[i]
+    sigma = scheduler.sigmas[i]
+    return sigma / (1 - sigma) if isinstance(scheduler, FlowMatchEulerDiscreteScheduler) else sigma
+
+
 def theirs(scheduler, network, x, **options):
     for i, t in enumerate(scheduler.timesteps):
         given = {name: value[i] for name, value in options.items()}
-        x = scheduler.step(network(x), t, x, **given).prev_sample
+        x = scheduler.step(network(x, told(scheduler, i, t)), t, x, **given).prev_sample
     return x
 
 
 def theirs_in_k_scale(scheduler, network, x, alpha, **options):
     """For schedulers whose x is x / alpha, and who scale it for the network."""
     x = x / alpha
-    for t in scheduler.timesteps:
-        x = scheduler.step(network(scheduler.scale_model_input(x, t)), t, x, **options).prev_sample
+    for i, t in enumerate(scheduler.timesteps):
+        said = network(scheduler.scale_model_input(x, t), told(scheduler, i, t))
+        x = scheduler.step(said, t, x, **options).prev_sample
     return x
 
 
@@ -113,8 +135,9 @@ def test_ddim(eta, network, start, noises):
     )
     scheduler.set_timesteps(10)
     x = start
-    for t, noise in zip(scheduler.timesteps, noises[:10], strict=True):
-        x = scheduler.step(network(x), t, x, eta=eta, variance_noise=noise).prev_sample
+    for i, (t, noise) in enumerate(zip(scheduler.timesteps, noises[:10], strict=True)):
+        said = network(x, told(scheduler, i, t))
+        x = scheduler.step(said, t, x, eta=eta, variance_noise=noise).prev_sample
     got = ours("ddim", {"eta": eta}, network, start, at_timesteps(scheduler.timesteps), noises)
     torch.testing.assert_close(got, x, atol=1e-8, rtol=1e-6)
 
@@ -129,13 +152,14 @@ def test_ddpm(variance, network, start, monkeypatch):
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
     place = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Tanh()).double()
     x = start
-    for t in scheduler.timesteps:
-        said = torch.cat([network(x), place(x)], dim=1) if variance == "learned_range" else network(x)
+    for i, t in enumerate(scheduler.timesteps):
+        said = network(x, told(scheduler, i, t))
+        said = torch.cat([said, place(x)], dim=1) if variance == "learned_range" else said
         x = scheduler.step(said, t, x).prev_sample
     again = iter(noises)
     name = {"fixed_small": "posterior", "fixed_large": "beta", "learned_range": "learned"}[variance]
     got = SAMPLERS["ddpm"](variance=name)(
-        lambda x, level: Prediction(to_x0(TARGETS["eps"], network(x), x, level), variance=place(x)),
+        lambda x, level: Prediction(to_x0(TARGETS["eps"], network(x, level.nsr), x, level), variance=place(x)),
         start,
         at_timesteps(scheduler.timesteps),
         lambda: next(again),
@@ -180,11 +204,11 @@ def test_edms_churn(churn, start, noises, monkeypatch):
     nsr, said = ratios(0.0), torch.randn_like(start)
     grid = levels(nsr)
     options = {"s_churn": churn, "s_tmin": 0.2, "s_tmax": 10.0, "s_noise": 1.01}
-    x = theirs_in_k_scale(prepared(EulerDiscreteScheduler(), nsr), lambda _: said, start, grid[0].alpha, **options)
+    x = theirs_in_k_scale(prepared(EulerDiscreteScheduler(), nsr), lambda *_: said, start, grid[0].alpha, **options)
     left = len(list(draws))
     assert left == (~((nsr >= 0.2) & (nsr <= 10))).sum() - 1  # levels that no noise was added to, but for the last
     options = {"churn": churn, "s_min": 0.2, "s_max": 10.0, "s_noise": 1.01}
-    got = ours("edm", options, lambda _: said, start, grid, noises)
+    got = ours("edm", options, lambda *_: said, start, grid, noises)
     torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
 
 
@@ -274,7 +298,7 @@ def test_singlestep_dpm_solver(algorithm, order, network, start):
     for i, t in enumerate(scheduler.timesteps):
         between = order == 3 and scheduler.order_list[i] == 2
         scheduler.register_to_config(solver_type="heun" if between else "midpoint")
-        x = scheduler.step(network(x), t, x).prev_sample
+        x = scheduler.step(network(x, told(scheduler, i, t)), t, x).prev_sample
     name = "dpm_solver_pp" if algorithm == "dpmsolver++" else "dpm_solver"
     got = ours(name, {"order": order, "multistep": False}, network, start, levels(nsr[::order]))
     torch.testing.assert_close(got, x, atol=1e-7, rtol=1e-6)
@@ -286,9 +310,9 @@ class Recorded:
     def __init__(self, network):
         self.network, self.seen = network, []
 
-    def __call__(self, x):
+    def __call__(self, x, nsr):
         self.seen.append(x)
-        return self.network(x)
+        return self.network(x, nsr)
 
 
 @pytest.mark.parametrize("lower", [True, False])
@@ -338,7 +362,7 @@ def test_ddpm_with_x0_cut_in_every_step(network, start, monkeypatch):
     x = theirs(scheduler, network, start)
 
     def denoise(x, level):
-        return Prediction(to_x0(TARGETS["eps"], network(x), x, level))
+        return Prediction(to_x0(TARGETS["eps"], network(x, level.nsr), x, level))
 
     ours_draws = iter(noises)
     grid = at_timesteps(scheduler.timesteps)

@@ -9,6 +9,7 @@ import torch
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS, ImageNoise
+from ldm.sampling import Sampling
 from ldm.types import Grid, Prediction
 
 ROOT = Path(__file__).parents[2]
@@ -30,6 +31,11 @@ def table():
     namespace = {"__name__": "midpoint"}
     exec(compile(FILE, "docs/extending.md", "exec"), namespace)
     return SAMPLERS | eval(f"{{{LINE}}}", namespace)
+
+
+def test_the_documented_sampler_is_chosen_by_its_name(table, monkeypatch):
+    monkeypatch.setitem(SAMPLERS, "midpoint", table["midpoint"])
+    assert Sampling().but("sampler=midpoint", "sampler.where=0.4").sampler == table["midpoint"](where=0.4)
 
 
 def test_the_documented_sampler_is_ten_to_thirty_lines():

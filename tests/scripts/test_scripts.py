@@ -24,7 +24,8 @@ from ldm.config import from_dict, load
 from ldm.data.scene import TRAINED
 from ldm.diffusion.learned import ListedConfig
 from ldm.evaluation.benchmark import true_pictures
-from ldm.evaluation.prompts import CATEGORIES, SEED, prompt_set, read_prompts
+from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, prompt_set, read_prompts
+from ldm.evaluation.report import SWEEP_PROMPTS
 from ldm.folders import load_model
 from ldm.metadata import read_settings
 from ldm.run import Run
@@ -533,6 +534,8 @@ def test_evaluating_a_model_writes_a_report_with_every_figure(evaluated):
     assert figures["score"]["overall"]["of"] == len(figures["pictures"]) == 20
     assert figures["score"]["categories"].keys() == figures["ceiling"]["categories"].keys() == {*CATEGORIES}
     assert figures["sweeps"]["guidance.scale"].keys() == {"1", "3"}
+    few = "\n".join(prompt.text for prompt in prompt_set(1, TRAINING_SEED))
+    assert hashlib.sha256(few.encode()).hexdigest()[:10] in figures["what"][SWEEP_PROMPTS]
     assert figures["what"]["steps"] == 2 and figures["seconds_per_image"] > 0
     assert figures["text_use"].keys() == {"true", "shuffled", "empty", "reordered"}
     assert any("Likelihood" in title for title in figures["tables"])
@@ -546,6 +549,7 @@ def test_the_page_of_a_report_needs_no_other_file_and_shows_prompts_and_what_was
     for entry in evaluated.figures["pictures"][::2]:
         assert entry["prompt"] in page and entry["read"] in page
     assert page.count("data:image/png;base64,") == 20 and page.count("<svg") == 2
+    assert "score against guidance.scale (10 pictures each, of other prompts)" in page
 
 
 def test_pictures_of_another_program_are_scored(tmp_path):

@@ -121,6 +121,28 @@ def test_before_its_start_the_discriminator_neither_learns_nor_is_listened_to():
     assert total != without == task(start=2).loss(made.network, batch(), 0, 0)[0]
 
 
+def test_it_may_learn_for_some_steps_before_it_is_listened_to():
+    made = task(start=2, lead=1)
+    heard = [
+        ("adversarial" in made.loss(made.network, batch(), 0, step)[1], made.adversary.loss(made.adversary.network))
+        for step in range(3)
+    ]
+    assert [(listened, loss is not None) for listened, loss in heard] == [(False, False), (False, True), (True, True)]
+    with pytest.raises(ValueError, match="lead 3 is more than the 2 steps before start; try lead=2"):
+        AdversarialConfig(start=2, lead=3)
+
+
+def test_its_learning_rate_rises_from_its_own_first_step_and_ends_with_the_training(tmp_path):
+    made = trainer(tmp_path, start=4, lead=2, steps=8, warmup=3, decay="linear")
+    batches, rates = made.task.batches(0, 0, 1), []
+    for _ in range(8):
+        rates.append(made.learners[1].lr)
+        made.train_step(batches)
+    peak = made.rival.settings.lr
+    assert rates == pytest.approx([peak * share for share in (1 / 3, 1 / 3, 1 / 3, 2 / 3, 1, 1, 2 / 3, 1 / 3)])
+    assert made.learners[1].lr == 0
+
+
 def test_the_penalty_comes_every_so_many_steps_and_counts_for_all_of_them():
     made, plain = task(r1=2.0, r1_every=3), task()
     due = []
@@ -144,10 +166,10 @@ def test_what_knows_of_one_loss_only_is_refused(setting, value):
 # In the loop
 
 
-def trainer(folder, *, weight=0.5, start=0, **settings):
+def trainer(folder, *, weight=0.5, start=0, lead=0, **settings):
     usual = {"steps": 3, "batch": 4, "warmup": 1, "workers": 0, "precision": "fp32", "log_every": 1}
     train = TrainConfig(**{**usual, "validate_samples": 4, **settings})
-    made = task(train=train, weight=weight, start=start, r1=1.0, r1_every=1)
+    made = task(train=train, weight=weight, start=start, lead=lead, r1=1.0, r1_every=1)
     return Trainer(made, train, folder, described="", made_from={}, device=CPU, rival=made.adversary)
 
 

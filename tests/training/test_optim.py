@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import nn
 
+from ldm.autoencoders.bottlenecks.vq import VQConfig
 from ldm.training.optim import OPTIMIZERS, TrainConfig, learning_rate, moving_average, optimizer, resolve_precision
 
 
@@ -61,6 +62,16 @@ def test_only_matrices_and_kernels_decay(kind):
     opt.step()  # without a gradient, decay is all that moves a weight
     for name, p in network.named_parameters():
         torch.testing.assert_close(p.detach(), before[name] * (0.95 if p.ndim >= 2 else 1.0), msg=name)
+
+
+@pytest.mark.parametrize("kind", OPTIMIZERS)
+def test_a_codebook_that_is_learned_by_gradient_does_not_decay(kind):
+    network = VQConfig(codes=8, ema=False).build(4)
+    opt = optimizer(network, TrainConfig(optimizer=kind, lr=0.5, weight_decay=0.1))
+    before = network.codebook.detach().clone()
+    network.codebook.grad = torch.zeros_like(before)
+    opt.step()
+    assert torch.equal(network.codebook.detach(), before)
 
 
 @pytest.mark.parametrize("kind", OPTIMIZERS)

@@ -79,7 +79,7 @@ def test_training_logs_bits_a_code_and_draws(trained):
     assert (folder / "samples" / "00000004.png").stat().st_size > 0
 
 
-def test_a_run_stopped_at_half_goes_on_to_the_same_weights(vq, tmp_path):
+def test_a_run_stopped_at_half_goes_on_to_the_same_state(vq, tmp_path):
     shutil.copytree(Path(vq.out, "autoencoder"), tmp_path / "autoencoder")
     for steps in (2, 4):
         changes = ("train_prior.decay=constant", f"train_prior.steps={steps}")
@@ -87,9 +87,11 @@ def test_a_run_stopped_at_half_goes_on_to_the_same_weights(vq, tmp_path):
     straight = tmp_path / "straight"
     shutil.copytree(Path(vq.out, "autoencoder"), straight / "autoencoder")
     train_prior(configured("vq", straight, "train_prior.decay=constant"), CPU)
-    ends = [newest(Path(out, "training", "prior", "state")) / "weights.safetensors" for out in (tmp_path, straight)]
-    one, other = (read_tensors(path) for path in ends)
-    assert all(torch.equal(value, other[key]) for key, value in one.items())
+    ends = [newest(Path(out, "training", "prior", "state")) for out in (tmp_path, straight)]
+    for part in ("weights", "ema", "optimizer"):
+        one, other = (read_tensors(path / f"{part}.safetensors") for path in ends)
+        assert one.keys() == other.keys()
+        assert [key for key, value in one.items() if not torch.equal(value, other[key])] == []
 
 
 def test_a_prior_of_another_autoencoder_is_refused(vq):

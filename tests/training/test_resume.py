@@ -43,7 +43,7 @@ def parts(tmp_path_factory):
 def trained(stage, parts, out, steps, workers, cache="never"):
     out.mkdir(exist_ok=True)
     for part in ("autoencoder", "text"):
-        if stage == "denoiser" and not (out / part).exists():
+        if stage in ("denoiser", "classifier") and not (out / part).exists():
             (out / part).symlink_to(parts / part)
     section = SECTION.get(stage, f"train_{stage}")
     settings = {"steps": steps, "workers": workers, "accumulate": 3, "decay": "constant", "warmup": 3}
@@ -58,7 +58,13 @@ def trained(stage, parts, out, steps, workers, cache="never"):
 
 @pytest.mark.parametrize(
     ("stage", "cache"),
-    [("autoencoder", "never"), ("clip", "never"), ("denoiser", "never"), ("denoiser", "always")],
+    [
+        ("autoencoder", "never"),
+        ("clip", "never"),
+        ("denoiser", "never"),
+        ("denoiser", "always"),
+        ("classifier", "never"),
+    ],
 )
 def test_n_and_n_steps_are_two_n_bit_for_bit(parts, tmp_path, stage, cache):
     """Fault 15: weights, average, optimizer and what else is learned; with 0 and 2 loader workers, in mid-epoch, three

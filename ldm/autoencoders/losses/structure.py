@@ -1,4 +1,4 @@
-"""How alike two images are in structure, at several scales: MS-SSIM, which needs no trained weights.
+"""How alike two images are in structure, at one scale or several: SSIM and MS-SSIM, which need no trained weights.
 
 Legend: B batch, H W image size, h w size of what a window sees.
 """
@@ -11,6 +11,25 @@ SHARES = (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)  # exponents of the scales, th
 WINDOW, STD = 11, 1.5  # pixels, of the Gaussian window
 C1, C2 = (0.01 * 2) ** 2, (0.03 * 2) ** 2  # of a range of 2: they keep flat patches from 0 / 0
 LEAST = 1e-3  # a power of less than this, which may be negative, has no or a huge gradient
+
+
+def ssim(images: Tensor, reference: Tensor) -> Tensor:
+    """Structural similarity (B,), 1 for the same, of images (B, 3, H, W) in [-1, 1] (Wang et al. 2004, IEEE TIP 13(4)).
+
+    The mean over all windows of 11 pixels, the images mirrored at their edges; float64, for variances are differences
+    of large sums: in single precision a plain picture would differ from itself. Means are compared by their ratio, so
+    pixels count from black, in [0, 2].
+
+    Raises:
+        ValueError: a side is not larger than half the window.
+    """
+    reach = WINDOW // 2
+    if min(images.shape[2:]) <= reach:
+        size = f"{images.shape[3]} x {images.shape[2]}"
+        raise ValueError(f"images of {size} pixels: SSIM needs sides of at least {reach + 1}")
+    mirrored = (F.pad(each.double() + 1, [reach] * 4, mode="reflect") for each in (images, reference))
+    luminance, contrast = _compared(*mirrored)  # (B, 3, H, W)
+    return (luminance * contrast).mean(dim=(1, 2, 3))
 
 
 def ms_ssim(images: Tensor, reference: Tensor) -> Tensor:

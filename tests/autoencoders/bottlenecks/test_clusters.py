@@ -41,6 +41,12 @@ def test_smoothed_counts_are_positive_and_have_the_same_sum():
     torch.testing.assert_close(smoothed(counts).sum(), counts.sum())
 
 
+def test_smoothing_is_laplaces_rule():
+    """(n + eps) / (N + K eps) N with eps = 1e-5: here 1, 3 and 2 parts of 6, of three."""
+    counts = torch.tensor([0.0, 2e-5, 1e-5])
+    torch.testing.assert_close(smoothed(counts), torch.tensor([0.5e-5, 1.5e-5, 1e-5]), rtol=1e-5, atol=0)
+
+
 def test_a_pick_takes_none_twice_before_all_were_taken():
     x = torch.arange(7).float()[:, None]
     assert len(pick(x, 5).unique()) == 5

@@ -1,4 +1,4 @@
-"""MS-SSIM against torchmetrics', and what it does where that is not defined."""
+"""SSIM and MS-SSIM against torchmetrics', and what they do where those are not defined."""
 
 import pytest
 import torch
@@ -6,7 +6,7 @@ from torch.nn.functional import avg_pool2d
 from torchmetrics.functional.image import multiscale_structural_similarity_index_measure as torchmetrics_ms_ssim
 from torchmetrics.functional.image import structural_similarity_index_measure as torchmetrics_ssim
 
-from ldm.autoencoders.losses.structure import SHARES, ms_ssim, num_scales
+from ldm.autoencoders.losses.structure import SHARES, ms_ssim, num_scales, ssim
 
 SIZES = [(16, 16, 1), (31, 24, 2), (45, 70, 3), (64, 64, 3), (100, 120, 4), (177, 190, 5)]  # height, width, scales
 
@@ -29,6 +29,18 @@ def composed(x, y, scales):
         product = product * found ** (share / total)
         x, y = avg_pool2d(x, 2), avg_pool2d(y, 2)
     return product
+
+
+@pytest.mark.parametrize(("height", "width"), [(6, 8), (31, 24), (64, 64)])
+def test_ssim_is_torchmetrics(height, width):
+    a, b = pair(height, width)
+    wanted = torchmetrics_ssim(a.double() + 1, b.double() + 1, data_range=2.0, reduction="none")
+    torch.testing.assert_close(ssim(a, b), wanted, atol=1e-5, rtol=0)  # its window is of single precision
+
+
+def test_a_plain_picture_is_wholly_like_itself():
+    flat = torch.full((3, 3, 32, 32), 0.7)
+    torch.testing.assert_close(ssim(flat, flat), torch.ones(3, dtype=torch.float64))
 
 
 @pytest.mark.parametrize(("height", "width", "scales"), SIZES)
@@ -69,3 +81,5 @@ def test_its_gradient_is_finite_where_nothing_is_alike(other):
 def test_smaller_images_than_the_window_are_refused():
     with pytest.raises(ValueError, match="images of 30 x 10 pixels: MS-SSIM needs sides of at least 11"):
         ms_ssim(*pair(10, 30))
+    with pytest.raises(ValueError, match="images of 30 x 5 pixels: SSIM needs sides of at least 6"):
+        ssim(*pair(5, 30))

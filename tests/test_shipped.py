@@ -1,0 +1,44 @@
+"""The model that comes with the package: its size, what the benchmark reads through and from it, and its figures."""
+
+import re
+from pathlib import Path
+
+import pytest
+
+from ldm.evaluation.benchmark import ceiling, drawn_by, mark
+from ldm.evaluation.prompts import prompt_set
+from ldm.folders import load_model, shipped_model
+
+ROOT = Path(__file__).parent.parent
+FRESH = 20_261  # a seed of prompts that nothing was chosen by
+
+
+@pytest.fixture(scope="module")
+def model():
+    return load_model(shipped_model())
+
+
+def test_it_is_small():
+    assert sum(path.stat().st_size for path in shipped_model().rglob("*") if path.is_file()) <= 24e6
+
+
+def test_its_autoencoder_keeps_what_pictures_show(model):
+    assert ceiling(prompt_set(30, FRESH), model.autoencoder).overall.hits >= 292  # of 300; 99 % are right of many
+
+
+def test_it_draws_what_prompts_say(model):
+    prompts = prompt_set(4, FRESH)
+    found = mark(prompts, drawn_by(model, prompts)).score.overall
+    assert found.total == 40 and found.hits >= 32  # 92 % are right of many; a worse one than 80 % seldom passes
+
+
+def test_readme_and_recipes_have_the_figure_of_its_card():
+    card = (shipped_model() / "README.md").read_text()
+    (figure,) = re.findall(r"\| all 500 \| \*\*([\d.]+ %)\*\* \|", card)
+    for name, line in (
+        ("README.md", "500 pictures of the exact benchmark"),
+        ("README.md", "of 500 other pictures"),
+        ("docs/recipes.md", "the shipped model | 30 |"),
+    ):
+        (told,) = [each for each in (ROOT / name).read_text().splitlines() if line in each]
+        assert figure in told
