@@ -4,15 +4,16 @@
     python benchmarks/training_choices.py --base runs/demo --config configs/demo.yaml \\
         train_ldm.steps=400 train_ldm.decay=linear
     python scripts/cache_latents.py
-    python benchmarks/training_choices.py --recipe --base runs/shapes train_ldm.steps=800
+    python benchmarks/training_choices.py --recipe --base runs/shapes --config configs/shapes_wide.yaml \\
+        train_ldm.steps=800
 
 Each row trains a denoiser from scratch, all of them on the same latents with the same seed. The first table compares
 targets, weights, schedules and times at the same steps; a row tells the target, the schedule where it is not the first
 row's, and what else is not. All are guided throughout, for a time is another level on another schedule. ``--recipe``
 compares the rest: the first row takes the configuration's steps, the others about as many more or fewer as take the
-same time by ``training_speed.py`` on two cores of an AMD EPYC; the minutes are those of the steps alone. The score is
-that of the exact benchmark, on the prompts that pictures of the run's world can fulfil, with a 95 % interval. A row
-that is there is not trained again.
+same time by ``training_speed.py`` on two cores of an AMD EPYC where it is shapes_wide.yaml's; the minutes are those of
+the steps alone. The score is that of the exact benchmark, on the prompts that pictures of the run's world can fulfil,
+with a 95 % interval. A row that is there is not trained again.
 """
 
 import argparse
@@ -71,7 +72,7 @@ RECIPES = {  # name: how many steps take the time of one as configured, and over
     "times uniform": (1.0, ["times=uniform"]),
     "width 96": (0.5, ["denoiser.width=96"]),
     "width 48": (1.45, ["denoiser.width=48"]),
-    "width 48, three iterations of Muon": (1.6, NARROW),  # 1.53 by the last measurement of its speed
+    "width 48, three iterations of Muon": (1.6, NARROW),
     "width 48, three iterations of Muon, learning rate 3e-3": (1.6, [*NARROW, "train_ldm.lr=3e-3"]),
     "width 48, three iterations of Muon, learning rate 1.2e-2": (1.6, [*NARROW, "train_ldm.lr=1.2e-2"]),
     "DiT of width 256 and depth 5": (

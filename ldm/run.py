@@ -44,7 +44,7 @@ class Run(Sampling):
     denoiser: Any = choice(
         DENOISERS,
         "unet",
-        width=64,
+        width=48,
         multipliers=[1, 2, 3],
         blocks=1,
         attention_levels=[1],
@@ -76,12 +76,13 @@ class Run(Sampling):
     )
     train_ldm: TrainConfig = section(
         TrainConfig,
-        steps=5_000,
+        steps=4_400,
         batch=64,
         optimizer="muon",
         lr=6e-3,
         decay="linear",
         betas=[0.9, 0.95],
+        muon_iterations=3,
         warmup=100,
         ema=0.999,
         score_every=1_000,

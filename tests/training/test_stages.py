@@ -525,8 +525,17 @@ def test_a_model_of_somebody_else_is_refused_before_a_decoder_is_trained(trained
 def test_a_base_model_of_another_shape_is_refused(trained, tmp_path, tiny):
     """Fault 9."""
     run = load(Run, None, [*tiny, f"base={trained.out}/model", f"out={tmp_path}", "denoiser.depth=2"])
-    with pytest.raises(ValueError, match="denoiser.safetensors"):
+    with pytest.raises(ValueError, match=r"has another denoiser than this run asks for; its own: denoiser\.depth=1$"):
         train_ldm(run, CPU)
+
+
+def test_a_damaged_denoiser_of_a_base_model_is_named(trained, tmp_path, tiny):
+    base = tmp_path / "base"
+    shutil.copytree(Path(trained.out, "model"), base)
+    file = base / "denoiser.safetensors"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(ValueError, match="denoiser.safetensors"):
+        train_ldm(load(Run, None, [*tiny, f"base={base}", f"out={tmp_path / 'run'}"]), CPU)
 
 
 def test_a_base_model_of_other_latents_is_refused(trained, tmp_path, tiny):
