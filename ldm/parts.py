@@ -11,7 +11,7 @@ from torch import nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load, to_dict
-from ldm.files import BrokenFile, check_folder, check_ours, fill_weights, load_weights, read_tensors, settled
+from ldm.files import BrokenFile, check_folder, check_ours, fill_weights, read_tensors, settled
 from ldm.folders import (
     CONFIG,
     DECODER,
@@ -90,14 +90,15 @@ def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> No
     check_folder(base)
     if latent_fingerprint(load_autoencoder(base / "autoencoder")[0]) != latent_fingerprint(autoencoder):
         raise ValueError(f"base {base} has another autoencoder: its denoiser knows other latents; use the base's own")
-    made_by = load(Run, base / CONFIG)
+    made_by, file = load(Run, base / CONFIG), base / "denoiser.safetensors"
+    held = read_tensors(file)
     try:
-        load_weights(network, base / "denoiser.safetensors")
-    except BrokenFile as error:
+        fill_weights(network, held, file)
+    except BrokenFile as error:  # of other shapes
         own, asked = (to_dict(each)["denoiser"] for each in (made_by, run))
         others = " ".join(f"denoiser.{key}={_plain(value)}" for key, value in own.items() if value != asked.get(key))
         if not others:
-            raise  # the file itself
+            raise
         raise ValueError(f"base {base} has another denoiser than this run asks for; its own: {others}") from error
     print(f"the denoiser starts from {base}")
     known = _levels(made_by)

@@ -8,6 +8,7 @@ import pytest
 from ldm.autoencoders import BOTTLENECKS, ReconstructionConfig
 from ldm.config import ConfigError, from_dict, load, to_dict, to_yaml
 from ldm.denoisers import DENOISERS
+from ldm.folders import shipped_model
 from ldm.run import Run
 from ldm.training.optim import TrainConfig
 
@@ -241,6 +242,15 @@ def test_two_runs_do_not_share_a_section(section):
 def test_the_shapes_configuration_is_what_runs_without_one():
     (path,) = (path for path in CONFIGS if path.name == "shapes_unet.yaml")
     assert load(Run, path) == Run()
+
+
+def test_the_wide_configuration_is_the_shapes_run_with_the_shipped_models_denoiser():
+    (path,) = (path for path in CONFIGS if path.name == "shapes_wide.yaml")
+    wide, run = load(Run, path), Run()
+    training = replace(run.train_ldm, steps=5_000, muon_iterations=5)
+    denoiser = replace(run.denoiser, width=64)
+    assert wide == replace(run, out="runs/shapes_wide", denoiser=denoiser, train_ldm=training)
+    assert wide.denoiser == load(Run, shipped_model() / "config.yaml").denoiser
 
 
 def test_tiny_overrides_fit_the_run(tiny):

@@ -13,7 +13,7 @@ PAGES = sorted({*ROOT.glob("*.md"), *(p for folder in ("docs", "data", "ldm") fo
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_linked_file_and_heading_and_every_named_script_or_configuration_exists(page):
     text = page.read_text()
-    for name in re.findall(r"(?:scripts|configs)/(?!test_)\w+\.(?:py|yaml)", text):
+    for name in re.findall(r"(?<![\w/])(?:scripts|configs|benchmarks)/(?!test_)[\w/]+\.(?:py|yaml)", text):
         assert (ROOT / name).exists(), name
     for name, heading in re.findall(r"\]\((?!https?:)([^)#\s]*)(?:#([^)\s]+))?\)", text):
         linked = page.parent / name if name else page

@@ -29,7 +29,7 @@ def test_its_autoencoder_keeps_what_pictures_show(model):
 def test_it_draws_what_prompts_say(model):
     prompts = prompt_set(4, FRESH)
     found = mark(prompts, drawn_by(model, prompts)).score.overall
-    assert found.total == 40 and found.hits >= 32  # 92 % are right of many; a worse one than 80 % seldom passes
+    assert found.total == 40 and found.hits >= 34  # 92 % are right of many; one of 75 % passes once in ten times
 
 
 def test_readme_and_recipes_have_the_figure_of_its_card():

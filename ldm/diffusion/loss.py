@@ -4,6 +4,7 @@ Legend: B batch, C latent channels, H W latent size.
 """
 
 from dataclasses import dataclass, field
+from math import nan
 
 import torch
 from torch import Tensor, nn
@@ -63,7 +64,7 @@ class DenoisingLoss:
         x = noised(x0, seen, level)
         said = process.said(network, x, level, cond)
         error = _squared_error(process, said, x0, noise, level)  # (B, C, H, W)
-        passing = rate(process.schedule, t) if self.weight.by_rate else torch.ones(len(t), 1, 1, 1, device=t.device)
+        passing = rate(process.schedule, t) if self.weight.by_rate else torch.full_like(t, nan).view(-1, 1, 1, 1)
         each = (self.weight.on_f(process.target, level, passing) * error).mean(dim=(1, 2, 3))  # (B,)
         if said.variance is not None:
             each = each + self._bound(said, x0, x, level, t)

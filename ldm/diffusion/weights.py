@@ -37,7 +37,7 @@ def _slope(schedule: Schedule, t: float) -> float:
 class Weight(ABC):
     """A configuration that is its own weight."""
 
-    by_rate: ClassVar[bool] = False  # whether it looks at the rate, which takes a while to find
+    by_rate: ClassVar[bool] = False  # whether it looks at the rate, which takes a while to find and else is NaN
 
     def on_f(self, target: Target, level: Level, rate: Tensor) -> Tensor | float:
         """The factor of F's squared error, (B, 1, 1, 1) for a level of such tensors."""

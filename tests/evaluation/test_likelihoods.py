@@ -10,11 +10,13 @@ from ldm.data.latents import Latents
 from ldm.diffusion.grids import LogSNRConfig
 from ldm.diffusion.posterior import beta
 from ldm.diffusion.process import Process
-from ldm.diffusion.schedules import CosineConfig
+from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.targets import TARGETS
 from ldm.evaluation.likelihood import BOUND_SAMPLES, BOUND_STEPS, ODE_SAMPLES, likelihoods
 from ldm.pipeline import TextToImage
 from ldm.types import Condition
+
+SCHEDULE = SCHEDULES["logarithmic"]().build()  # which ends with some signal left
 
 
 class Standard(nn.Module):
@@ -37,9 +39,7 @@ def condition(rows):
 
 def test_standard_normal_latents_have_the_entropy_of_a_normal():
     latent = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
-    model = TextToImage(
-        Standard(), None, lambda texts: condition(len(texts)), Process(CosineConfig().build(), TARGETS["v"])
-    )
+    model = TextToImage(Standard(), None, lambda texts: condition(len(texts)), Process(SCHEDULE, TARGETS["v"]))
     found = likelihoods(model, Latents(latent, condition(64)))
     entropy = 0.5 * log2(2 * pi * e)
     density = 0.5 * (latent[:ODE_SAMPLES].square().mean().item() / log(2) + log2(2 * pi))  # of these very latents
@@ -48,10 +48,10 @@ def test_standard_normal_latents_have_the_entropy_of_a_normal():
     assert found["bound with none"] == pytest.approx(found["bound with the caption"], abs=1e-5)
     parts = [found[f"{part} of the bound with the caption"] for part in ("L_T", "the sum of L_t", "L_0")]
     assert sum(parts) == pytest.approx(found["bound with the caption"], abs=1e-5)
-    grid = LogSNRConfig()(CosineConfig().build(), BOUND_STEPS)
+    grid = LogSNRConfig()(SCHEDULE, BOUND_STEPS)
     kept = grid[0].alpha ** 2  # of the variance, all of which is preserved
     prior = 0.5 * (kept * (latent[:BOUND_SAMPLES].square().mean().item() - 1) - log(1 - kept)) / log(2)
-    assert parts[0] == pytest.approx(prior, rel=1e-2, abs=1e-7)
+    assert parts[0] == pytest.approx(prior, rel=1e-3)
     last = 0.5 * log2(2 * pi * e * beta(grid[-2], grid[-1]))  # the entropy of x0 given the last x
     assert parts[2] == pytest.approx(last, abs=0.1) and parts[1] > 0
     assert (found["samples of the bound"], found["samples of the ODE"]) == (32, 8)
