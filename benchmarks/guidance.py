@@ -1,6 +1,7 @@
 """How good a model's pictures are by guidance and its scale: a table in Markdown.
 
     python benchmarks/guidance.py --classifier runs/shapes/classifier --worse runs/early/model
+    python benchmarks/guidance.py --worse runs/early/model --rows plain worse
 
 A cell says the share of right pictures by the exact benchmark, on prompts of a seed of their own; and the spread, the
 root mean square difference of two pictures of one prompt, pixels in [-1, 1]: how different they are. A scale of 1 is
@@ -36,7 +37,7 @@ OTHER = 1_000_000  # seed of the second ones
 BESIDE, INSTEAD = "classifier beside the prompt", "classifier instead of the prompt"
 NEGATIVE = "negative prompt in the empty one's place"
 PERPENDICULAR, COMPOSED = "plain, and Perp-Neg", "composed of its objects"
-FROM_ONE = (BESIDE, INSTEAD, PERPENDICULAR, COMPOSED)  # what a scale of 1 does not turn off
+FROM_ONE = ("plain", BESIDE, INSTEAD, PERPENDICULAR, COMPOSED)  # shown at a scale of 1, too
 KINDS = {
     "interval [0.2, 0.9]": ["guidance.interval=[0.2,0.9]"],
     "interval [0.4, 0.8]": ["guidance.interval=[0.4,0.8]"],
@@ -59,18 +60,29 @@ def main() -> None:
     parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; as evaluate.py if left out")
     parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="of this model's latents, for guidance")
     parser.add_argument("--worse", type=Path, metavar="FOLDER", help="an earlier or smaller model, for autoguidance")
+    parser.add_argument("--rows", nargs="+", default=[""], metavar="START", help="only those whose names begin so")
     args = parser.parse_args()
     model = load_model(args.model or shipped_model(), device_of())
     precision = args.precision or resolve_precision("auto", model.device)
     measure = Measure(model, args.prompts_per_category, precision)
+    settings, steered = {"plain": [], **KINDS}, steers(args, model)
+    asked = asked_for(args.rows, [*settings, *steered])
     head("guidance", [f"scale {scale:g}" for scale in SCALES])
-    for name, setting in {"plain": [], **KINDS}.items():
-        guided = [scale for scale in SCALES if scale > 1 or not setting]
-        tell(name, {scale: measure.cell([*setting, f"guidance.scale={scale}"]) for scale in guided})
-    for name, steered in steers(args, model).items():
+    for name in asked:
         guided = [scale for scale in SCALES if scale > 1 or name in FROM_ONE]
-        prompted = f"guidance.scale={0 if name == INSTEAD else 1}"
-        tell(name, {scale: measure.cell([prompted], steered(scale)) for scale in guided})
+        if name in settings:
+            tell(name, {scale: measure.cell([*settings[name], f"guidance.scale={scale}"]) for scale in guided})
+        else:
+            prompted = f"guidance.scale={0 if name == INSTEAD else 1}"
+            tell(name, {scale: measure.cell([prompted], steered[name](scale)) for scale in guided})
+
+
+def asked_for(starts: list[str], names: list[str]) -> list[str]:
+    """Those of ``names`` that begin with one of ``starts``; a ValueError where none begins with one of them."""
+    for start in starts:
+        if not any(name.startswith(start) for name in names):
+            raise ValueError(f"--rows {start}: no row begins so; the rows are {', '.join(names)}")
+    return [name for name in names if name.startswith(tuple(starts))]
 
 
 def head(name: str, columns: list[str]) -> None:

@@ -99,9 +99,7 @@ def main() -> None:
         for name in missing:
             kept.add(name, rows[name], measure.row(rows[name]))
     found = {name: kept.found[name] for name in rows}
-    print(table(found, "right", lambda point: f"{100 * point.score:.0f} %"))
-    print(table(found, "distance", lambda point: "" if point.distance is None else f"{point.distance:.3f}"))
-    print(table(found, "seconds a picture", lambda point: f"{point.seconds:.3f}"))
+    print(*tables(found), sep="\n")
     figure(found, args.out)
 
 
@@ -203,6 +201,15 @@ def most_steps(sampling: Sampling, schedule: Schedule, budget: int) -> int:
 
 def _calls(sampling: Sampling, schedule: Schedule, steps: int) -> int:
     return sampling.but(f"sample.steps={steps}").rehearsal(schedule)[0]
+
+
+def tables(found: dict[str, list[Point]]) -> list[str]:
+    """Of scores, of distances and of seconds."""
+    return [
+        table(found, "right", lambda point: f"{100 * point.score:.0f} %"),
+        table(found, "distance", lambda point: "" if point.distance is None else f"{point.distance:.3f}"),
+        table(found, "seconds a picture", lambda point: f"{point.seconds:.3f}"),
+    ]
 
 
 def table(found: dict[str, list[Point]], name: str, cell: Callable[[Point], str]) -> str:

@@ -260,12 +260,12 @@ def device_of(name: str = "") -> torch.device:
     """The device of that name; where none is named, this process's GPU, or the CPU on a machine without one.
 
     Raises:
-        ValueError: this machine has no such device.
+        ValueError: this machine has no such device, or it has no double precision.
     """
     if not name or name == "cuda":
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         name = gpu if name or torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device {name} is not there ({str(error).splitlines()[0]}); try --device cpu") from error
+        return torch.empty(0, dtype=torch.float64, device=name).device  # schedules and sums need double precision
+    except (RuntimeError, AssertionError, TypeError) as error:
+        raise ValueError(f"--device {name} is not of use ({str(error).splitlines()[0]}); try --device cpu") from error

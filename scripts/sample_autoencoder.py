@@ -47,13 +47,22 @@ class Stage:
 
     def pictures(self, count: int) -> Tensor:
         """The pictures (B, 3, S, S) of --images, or else the first ``count`` held-out ones of the run."""
-        size = self.args.size or self.run.data.size
-        if self.args.images:
-            image = torch.stack([read(path, size) for path in self.args.images])
-        else:
-            data = replace(self.run.data, size=size).build("val")
-            image = torch.cat([batch.image for batch in first_batches(data, AT_ONCE, count)])
+        if not self.args.images:
+            return self.held_out(count)
+        image = torch.stack([read(path, self.size) for path in self.args.images])
         return image.to(self.autoencoder.mean.device)
+
+    def held_out(self, count: int) -> Tensor:
+        """The first ``count`` held-out pictures (B, 3, S, S) of the run."""
+        data = replace(self.run.data, size=self.size).build("val")
+        image = torch.cat([batch.image for batch in first_batches(data, AT_ONCE, count)])
+        return image.to(self.autoencoder.mean.device)
+
+    @property
+    def size(self) -> int:
+        """Of the pictures, pixels a side."""
+        asked: int = self.args.size or self.run.data.size
+        return asked
 
     def encode(self, image: Tensor) -> Tensor:
         """The bottleneck's own latents (B, C, h, w), whose prior is N(0, I) where it is a KL."""
@@ -176,13 +185,14 @@ def interpolations(stage: Stage) -> Iterator[Tensor]:
 def traversed(stage: Stage) -> Iterator[Tensor]:
     """Rows of one picture with one latent changed, the most informative first."""
     bottleneck = stage.gaussian("KL to find its informative latents by")
-    image = stage.pictures(MEASURED)
-    h = torch.cat([stage.autoencoder.encoder(part) for part in image.split(AT_ONCE)])
+    shown = stage.pictures(1)[:1]
+    parts = stage.held_out(MEASURED).split(AT_ONCE)
+    h = torch.cat([stage.autoencoder.features(part, tile=stage.args.tile) for part in parts])
     latents = informative(bottleneck, h, stage.args.count)
     for number, latent in enumerate(latents, start=1):
         where = f"channel {latent.channel}, row {latent.row}, column {latent.column}"
         print(f"{number:3}: {where}: {latent.kl:.2f} nats a picture")
-    yield stage.decode(traversals(stage.encode(image[:1]), latents, torch.linspace(-REACH, REACH, COLUMNS)))
+    yield stage.decode(traversals(stage.encode(shown), latents, torch.linspace(-REACH, REACH, COLUMNS)))
 
 
 def read(path: Path, size: int) -> Tensor:

@@ -103,14 +103,24 @@ class Autoencoder(nn.Module):
     def encode(self, image: Tensor, *, tile: int = 0) -> Tensor:
         """Latents (B, C, H / f, W / f), scaled as ``measure`` says: the posterior's mean, and not quantised.
 
-        With ``tile``, all that is larger than the latent is made of tiles of at most so many pixels a side, one at a
-        time (``ldm.autoencoders.tiles``). What works at the latent's size, attention above all, sees it whole. With
-        group norms a tile has so many places of each size that there is, and they have the statistics of the whole,
-        which takes several passes (``ldm.autoencoders.whole_norms``).
+        ``tile`` and errors are as for ``features``.
+        """
+        z = self.bottleneck.mode(self.features(image, tile=tile))
+        return (z.float() - self.mean) / self.std
+
+    def features(self, image: Tensor, *, tile: int = 0) -> Tensor:
+        """What the encoder says (B, features, H / f, W / f), of which the bottleneck makes latents.
+
+        With ``tile`` pictures go one after another, and all that is larger than the latent is made of tiles of at most
+        so many pixels a side, one at a time (``ldm.autoencoders.tiles``). What works at the latent's size, attention
+        above all, sees it whole. With group norms a tile has so many places of each size that there is, and they have
+        the statistics of the whole, which takes several passes (``ldm.autoencoders.whole_norms``).
 
         Raises:
             ValueError: the image's sides are not multiples of the factor, or ``tile`` is too small.
         """
+        if tile and len(image) > 1:
+            return torch.cat([self.features(one, tile=tile) for one in image.split(1)])
         if image.shape[2] % self.factor or image.shape[3] % self.factor:
             raise ValueError(
                 f"image of {image.shape[3]} x {image.shape[2]} pixels: sides must be multiples of {self.factor}"
@@ -120,15 +130,17 @@ class Autoencoder(nn.Module):
             h = in_tiles(fine, image, self.tile_side(tile))
         else:
             h = fine(image)
-        z = self.bottleneck.mode(coarse(h))
-        return (z.float() - self.mean) / self.std
+        features: Tensor = coarse(h)
+        return features
 
     def decode(self, latent: Tensor, *, clamp: bool = True, tile: int = 0) -> Tensor:
         """Images (B, 3, f h, f w) from latents (B, C, h, w) as ``encode`` gives them.
 
         They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere. Where the bottleneck has codes,
-        the latent is quantised first. ``tile`` is as for ``encode``.
+        the latent is quantised first. ``tile`` is as for ``features``.
         """
+        if tile and len(latent) > 1:
+            return torch.cat([self.decode(one, clamp=clamp, tile=tile) for one in latent.split(1)])
         coarse, fine = self.decoder[: AT_LATENT_SIZE["decoder"]], self.decoder[AT_LATENT_SIZE["decoder"] :]
         h = coarse(self.bottleneck.quantize(latent * self.std + self.mean))
         image: Tensor

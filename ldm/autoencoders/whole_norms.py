@@ -115,14 +115,13 @@ def _normed_by(stretch: nn.Module, known: dict[nn.GroupNorm, Moments]) -> Iterat
 
 def _first_unknown(stretch: nn.Module, x: Tensor, places: int, shrink: int, grow: int) -> tuple[nn.GroupNorm, Moments]:
     """The first norm of ``stretch`` that is not known, and the moments of all that comes to it."""
-    double = torch.float32 if x.device.type == "mps" else torch.float64  # which has no other
     found: list[tuple[nn.GroupNorm, Tensor]] = []
     for part in tiles(x.shape[2], x.shape[3], places, shrink=shrink, grow=grow):
         try:
             stretch(x[:, :, *part.source])
         except _Unknown as met:
-            grouped = rearrange(met.x.to(double), "1 (g c) h w -> g c h w", g=met.norm.num_groups)
-            weights = part.weights.to(x.device, double)[None]
+            grouped = rearrange(met.x.double(), "1 (g c) h w -> g c h w", g=met.norm.num_groups)
+            weights = part.weights.to(x.device).double()[None]
             weights = adaptive_avg_pool2d(weights, (met.x.shape[2], met.x.shape[3]))  # (1, h, w), 1 in all over tiles
             powers = (torch.ones_like(grouped), grouped, grouped.square())
             found.append((met.norm, torch.stack([(power * weights).sum(dim=(1, 2, 3)) for power in powers])))  # (3, G)

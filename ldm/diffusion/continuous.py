@@ -5,7 +5,7 @@ Legend: B batch.
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from math import asinh, inf, log, sqrt
+from math import asinh, inf, isnan, log, sqrt
 
 import numpy as np
 import torch
@@ -34,7 +34,12 @@ class Curve(ABC):
         return Level(t, alpha.item(), sigma.item())
 
     def t_at(self, nsr: float) -> float:
-        """The time with sigma / alpha = ``nsr``; 0 or 1 for any that is cleaner or noisier than all of the schedule."""
+        """The time with sigma / alpha = ``nsr``; 0 or 1 for any that is cleaner or noisier than all of the schedule.
+
+        Raises ValueError where ``nsr`` is no number.
+        """
+        if isnan(nsr):
+            raise ValueError(f"nsr {nsr} is no number, and no time has it")
         if nsr <= 0:
             return 0.0
         return min(max(self.inverse(nsr), 0.0), 1.0) if nsr < inf else 1.0

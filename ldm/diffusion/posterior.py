@@ -14,7 +14,7 @@ from ldm.types import Level, Prediction, Scalar, Schedule
 
 Variance = Literal["posterior", "beta", "learned"]  # which variance a model's step back has
 
-FLOOR = 0.01  # least share of beta that a learned variance is told is the posterior's; no usual grid's step has less
+FLOOR = 0.01  # share of beta that counts as the posterior's variance in the step to clean data, where that is 0
 
 
 def posterior(x: Tensor, x0: Tensor, now: Level, to: Level) -> tuple[Tensor, Scalar]:
@@ -45,11 +45,11 @@ def step_back(schedule: Schedule, t: Tensor, steps: int) -> Level:
 def interpolated_log_variance(v: Tensor, now: Level, to: Level, *, floor: float = FLOOR) -> Tensor:
     """v log beta + (1 - v) log of the posterior's variance, like ``v`` (iDDPM, arXiv:2102.09672, eq. 15).
 
-    ``v`` (B, C, H, W) is 1 for beta and 0 for the posterior's variance, and may be anything. The posterior's variance
-    counts as at least ``floor`` times beta, for the log of the last step's, 0, would be no number.
+    ``v`` (B, C, H, W) is 1 for beta and 0 for the posterior's variance, and may be anything. In the step to clean data
+    that is 0, whose log is no number, and counts as ``floor`` times beta.
     """
-    share = like(v, (to.sigma / now.sigma) ** 2).clamp(min=floor)  # the posterior's variance over beta
-    return like(v, beta(now, to)).log() + (1 - v) * share.log()
+    share = like(v, (to.sigma / now.sigma) ** 2)  # the posterior's variance over beta
+    return like(v, beta(now, to)).log() + (1 - v) * torch.where(share > 0, share, floor).log()
 
 
 def reverse_step(said: Prediction, x: Tensor, now: Level, to: Level, variance: Variance) -> tuple[Tensor, Tensor]:

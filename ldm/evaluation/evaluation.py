@@ -101,7 +101,8 @@ def with_held_out(report: Report, model: TextToImage, run: Run, *, likelihood: b
         return report
     few = held_out[: -(-BOUND_SAMPLES // len(held_out[0].latent))]
     together = Latents(torch.cat([part.latent for part in few]), Condition.cat([part.cond for part in few]))
-    return replace(report, tables={**report.tables, LIKELIHOOD: likelihoods(model, together)})
+    found = likelihoods(model, together)
+    return replace(report, tables={**report.tables, LIKELIHOOD: found.figures}, bound_terms=found.terms)
 
 
 def with_general(

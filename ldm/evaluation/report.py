@@ -44,6 +44,7 @@ class Report:
     sweeps: dict[str, dict[float, Score]] = field(default_factory=dict)  # scores by setting and value
     text_use: TextUse | None = None
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the general metrics, by title
+    bound_terms: dict[str, dict[float, float]] = field(default_factory=dict)  # L_t in bits by what was told, and by t
     notes: list[str] = field(default_factory=list)  # what the reader must know
 
     def figures(self) -> dict[str, Any]:
@@ -61,6 +62,7 @@ class Report:
             },
             "text_use": self.text_use and asdict(self.text_use),
             "tables": self.tables,
+            "bound_terms": self.bound_terms,
             "notes": self.notes,
             "pictures": [
                 {
@@ -83,6 +85,9 @@ class Report:
             drawn_for = "other prompts" if SWEEP_PROMPTS in self.what else "the prompts"
             title = f"score against {key} ({next(iter(shares.values())).total} pictures each, of {drawn_for})"
             drawn[title] = curve({"score": line}, key, "share of right pictures")
+        if self.bound_terms:
+            title = "terms L_t of the variational bound, of steps that are even in log SNR"
+            drawn[title] = curve(self.bound_terms, "t: 0 data", "bits per dimension")
         if self.text_use is not None:
             drawn["validation loss: is the text used?"] = curve(self.text_use.lines(), "time: 0 data, 1 noise", "loss")
         return drawn

@@ -10,7 +10,7 @@ from diffusers import DDPMScheduler
 from scipy.stats import norm
 from torch.distributions import Categorical, MixtureSameFamily, MultivariateNormal, Normal, kl_divergence
 
-from ldm.diffusion.grids import CLEAN, uniform
+from ldm.diffusion.grids import CLEAN, GRIDS, uniform
 from ldm.diffusion.likelihood import basis, log_likelihood, normal, rademacher
 from ldm.diffusion.posterior import beta, interpolated_log_variance, posterior, reverse_step, step_back
 from ldm.diffusion.process import noised
@@ -98,16 +98,19 @@ def test_the_posterior_is_what_a_walk_forward_leaves(name):
     assert variance == pytest.approx(float(residual.var()), rel=0.02)
 
 
+@pytest.mark.parametrize("steps", [5, 20])
+@pytest.mark.parametrize("spacing", ["uniform", "leading", "karras"])
 @pytest.mark.parametrize("name", SCHEDULES)
-def test_a_learned_variance_of_0_is_the_posteriors_and_of_1_is_beta(name):
-    grid = uniform(SCHEDULES[name]().build(), 20)
+def test_a_learned_variance_of_0_is_the_posteriors_and_of_1_is_beta(name, spacing, steps):
+    grid = GRIDS[spacing]()(SCHEDULES[name]().build(), steps)
     v = torch.zeros(1, 1, 1, 2, dtype=torch.float64)
     for now, to in pairwise(grid[:-1]):
-        assert (to.sigma / now.sigma) ** 2 > 0.01, "the floor is for the last step"
         low, high = interpolated_log_variance(v, now, to), interpolated_log_variance(v + 1, now, to)
         torch.testing.assert_close(low.exp(), torch.full_like(v, posterior(v, v, now, to)[1]))
         torch.testing.assert_close(high.exp(), torch.full_like(v, beta(now, to)))
         torch.testing.assert_close(interpolated_log_variance(v + 0.3, now, to), 0.3 * high + 0.7 * low)
+    low, high = (interpolated_log_variance(v + share, grid[-2], grid[-1]) for share in (0.0, 1.0))
+    torch.testing.assert_close(low, high + log(0.01))  # where the posterior's is 0
 
 
 @pytest.mark.parametrize("kind", ["posterior", "beta", "learned"])

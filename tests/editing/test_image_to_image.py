@@ -56,6 +56,9 @@ def test_a_grid_that_starts_below_time_one_forgets_nothing_until_strength_one():
     grid = GRIDS["leading"]()(schedule, 4)  # from t = 0.751
     image_to_image(denoise, ddim, grid, latent, 0.9, noise_of(latent))
     torch.testing.assert_close(seen[0], grid[0].alpha * latent + grid[0].sigma * noise_of(latent)())
+    seen.clear()
+    image_to_image(denoise, ddim, grid, latent, 1.0, noise_of(latent))
+    torch.testing.assert_close(seen[0], grid[0].norm * noise_of(latent)())
 
 
 def test_the_more_strength_the_less_is_kept(correlated, grid):

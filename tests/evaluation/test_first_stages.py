@@ -9,6 +9,10 @@ from PIL import Image
 
 from benchmarks import first_stages, photographs
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
+from ldm.evaluation.autoencoder import autoencoder_report
+from ldm.evaluation.benchmark import mark, through, true_pictures
+from ldm.evaluation.prompts import TRAINING_SEED, prompt_set
+from ldm.folders import load_autoencoder
 
 SMALL = [override for override in TINY if not override.startswith("text.")]  # the shipped text encoder serves
 
@@ -37,6 +41,16 @@ def test_each_first_stage_is_trained_looked_at_and_given_to_a_denoiser(table, tm
     head, _, *rows = table("kl", "vq2", options=("--denoiser", "2", "--picture", str(picture)))
     assert [row[0] for row in rows] == ["kl", "vq2"]
     assert {len(row) for row in rows} == {len(head)}
+    for row in rows:
+        autoencoder, _ = load_autoencoder(tmp_path / row[0] / "autoencoder")
+        prompts = prompt_set(1, TRAINING_SEED)
+        pictures = true_pictures(prompts, 64)
+        report, read = autoencoder_report(autoencoder, pictures), mark(prompts, through(autoencoder, pictures)).score
+        parameters = sum(weight.numel() for weight in autoencoder.parameters())
+        cells = dict(zip(head, row, strict=True))
+        told = [cells[name] for name in ("parameters", "PSNR", "SSIM")]
+        assert told == [f"{parameters / 1e6:.2f} M", f"{report.psnr:.1f} dB", f"{report.ssim:.3f}"]
+        assert cells[first_stages.READ].startswith(f"{100 * read.overall.value:.1f} % (")
     assert "nats" in rows[0][-2] and rows[1][-2].count("perplexity") == 2
     with Image.open(picture) as shown:
         assert shown.size == (10 * 66 + 2, 3 * 66 + 2)  # the originals, and a row for each

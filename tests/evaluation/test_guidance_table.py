@@ -2,9 +2,17 @@
 
 import pytest
 
-from benchmarks.guidance import misread, objects
+from benchmarks.guidance import asked_for, misread, objects
 from ldm.data.captions import parse
 from ldm.evaluation.prompts import prompt_set
+
+
+def test_rows_are_asked_for_by_how_they_begin():
+    names = ["plain", "plain, and Perp-Neg", "rescale 0.7", "worse model"]
+    assert asked_for([""], names) == names
+    assert asked_for(["worse", "plain,"], names) == names[1::2]
+    with pytest.raises(ValueError, match="--rows classifier: no row begins so; the rows are plain, "):
+        asked_for(["classifier"], names)
 
 
 @pytest.mark.parametrize(

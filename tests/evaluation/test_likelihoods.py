@@ -40,7 +40,7 @@ def condition(rows):
 def test_standard_normal_latents_have_the_entropy_of_a_normal():
     latent = torch.randn(64, 4, 16, 16, generator=torch.Generator().manual_seed(0))
     model = TextToImage(Standard(), None, lambda texts: condition(len(texts)), Process(SCHEDULE, TARGETS["v"]))
-    found = likelihoods(model, Latents(latent, condition(64)))
+    found, terms = likelihoods(model, Latents(latent, condition(64)))
     entropy = 0.5 * log2(2 * pi * e)
     density = 0.5 * (latent[:ODE_SAMPLES].square().mean().item() / log(2) + log2(2 * pi))  # of these very latents
     assert found["ODE with the caption"] == pytest.approx(density, abs=1e-3)
@@ -54,4 +54,7 @@ def test_standard_normal_latents_have_the_entropy_of_a_normal():
     assert parts[0] == pytest.approx(prior, rel=1e-3)
     last = 0.5 * log2(2 * pi * e * beta(grid[-2], grid[-1]))  # the entropy of x0 given the last x
     assert parts[2] == pytest.approx(last, abs=0.1) and parts[1] > 0
+    assert [*terms["with none"]] == [*range(BOUND_STEPS - 1, -1, -1)]
+    told = [*terms["with the caption"].values()]
+    assert sum(told[:-1]) == pytest.approx(parts[1], abs=1e-5) and told[-1] == pytest.approx(parts[2])
     assert (found["samples of the bound"], found["samples of the ODE"]) == (32, 8)

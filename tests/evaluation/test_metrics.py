@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from scipy.linalg import sqrtm
 from torch import Tensor, nn
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
-from torchvision.models import alexnet, squeezenet1_1
+from torchvision.models import alexnet, squeezenet1_1, vgg16
 
 from ldm.config import load
 from ldm.data.loader import first_batches
@@ -426,10 +426,14 @@ def test_a_wrong_backbone_is_refused(squeeze: tuple[Path, nn.Module]) -> None:
         Lpips(squeeze[0], "squeze")
 
 
-def test_every_layer_of_alexnets_backbone_comes_from_the_file(tmp_path: Path) -> None:
-    network = alexnet(weights=None)
-    kept = {key: value for key, value in network.state_dict().items() if key.startswith("features")}
-    torch.save(kept, tmp_path / "alex.pth")  # without the classifier's 230 MB, which LPIPS does not read
-    loaded = Lpips(tmp_path / "alex.pth").network.net.state_dict()
+@pytest.mark.parametrize(("backbone", "build"), [("alex", alexnet), ("vgg", vgg16)])
+def test_every_layer_of_a_backbone_comes_from_the_file(
+    backbone: str, build: Callable[[], nn.Module], tmp_path: Path
+) -> None:
+    with torch.device("meta"):
+        shapes = build().state_dict()
+    kept = {key: torch.randn(value.shape) for key, value in shapes.items() if key.startswith("features")}
+    torch.save(kept, tmp_path / "backbone.pth")  # without the classifier's hundreds of MB, which LPIPS does not read
+    loaded = Lpips(tmp_path / "backbone.pth", backbone).network.net.state_dict()
     for (name, value), (key, wanted) in zip(loaded.items(), kept.items(), strict=True):
         assert torch.equal(value, wanted), (name, key)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks.samplers import BUDGETS, NAMED, ROWS, Kept, Point, budget_of, most_steps, table, with_others
+from benchmarks.samplers import BUDGETS, NAMED, ROWS, Kept, Point, budget_of, most_steps, table, tables, with_others
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.samplers import SAMPLERS
@@ -96,10 +96,14 @@ def test_a_file_that_holds_no_rows_is_left_as_it_is(tmp_path, text):
     assert path.read_text() == text
 
 
-def test_the_table_in_the_docs_is_of_the_rows_that_there_are():
-    stored = json.loads((Path(__file__).parents[2] / "docs" / "samplers.json").read_text())
+def test_the_tables_in_the_docs_are_of_the_rows_that_there_are():
+    docs = Path(__file__).parents[2] / "docs"
+    stored = json.loads((docs / "samplers.json").read_text())
     rows = {name: row["settings"] for name, row in stored["rows"].items()}
     assert rows and rows.items() <= ROWS.items()  # a new sampler's may wait to be measured
+    kept, page = Kept(docs / "samplers.json", stored["of"]), (docs / "samplers.md").read_text()
+    for wanted in tables({name: kept.found[name] for name in ROWS if name in rows}):
+        assert wanted in page
 
 
 @pytest.mark.parametrize("told", ["docs/samplers.md", "benchmarks/samplers.py"])

@@ -5,6 +5,8 @@ is our nsr. The network is told the level: by diffusers the one that its schedul
 Some of diffusers' schedulers round x to float32 in every step.
 """
 
+from itertools import pairwise
+
 import pytest
 import torch
 from diffusers import (
@@ -142,12 +144,12 @@ def test_ddim(eta, network, start, noises):
     torch.testing.assert_close(got, x, atol=1e-8, rtol=1e-6)
 
 
+@pytest.mark.parametrize("steps", [10, 50])
 @pytest.mark.parametrize("variance", ["fixed_small", "fixed_large", "learned_range"])
-def test_ddpm(variance, network, start, monkeypatch):
-    """At fifty steps, none of whose posteriors has less than a hundredth of beta, where ours bounds the learned one."""
-    noises = torch.randn(50, 2, 3, 8, 8, dtype=torch.float64)
+def test_ddpm(variance, steps, network, start, monkeypatch):
+    noises = torch.randn(steps, 2, 3, 8, 8, dtype=torch.float64)
     scheduler = with_exact_table(DDPMScheduler(beta_start=1e-4, clip_sample=False, variance_type=variance))
-    scheduler.set_timesteps(50)
+    scheduler.set_timesteps(steps)
     draws = iter(noises)
     monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
     place = torch.nn.Sequential(torch.nn.Conv2d(3, 3, 1), torch.nn.Tanh()).double()
@@ -210,6 +212,27 @@ def test_edms_churn(churn, start, noises, monkeypatch):
     options = {"churn": churn, "s_min": 0.2, "s_max": 10.0, "s_noise": 1.01}
     got = ours("edm", options, lambda *_: said, start, grid, noises)
     torch.testing.assert_close(got, x, atol=1e-5, rtol=1e-5)
+
+
+def test_edm_goes_as_its_paper_says(network, start, noises):
+    """Algorithm 2 of arXiv:2206.00364 written out, where alpha is 1, for diffusers has half of it alone."""
+    churn, least, most, size = 3.0, 0.2, 10.0, 1.01
+    grid = uniform(SCHEDULES["ve"]().build(), STEPS)
+    times, draws, x = [float(level.nsr) for level in grid], iter(noises), start * float(grid[0].norm)
+    begun, raised = x, 0
+    for now, to in pairwise(times):
+        gamma = min(churn / STEPS, 2**0.5 - 1) if least <= now <= most else 0.0
+        higher = now + gamma * now
+        if gamma:
+            x, raised = x + (higher**2 - now**2) ** 0.5 * size * next(draws), raised + 1
+        slope = (x - (x - higher * network(x, higher))) / higher
+        ahead = x + (to - higher) * slope
+        if to:
+            slope = (slope + (ahead - (ahead - to * network(ahead, to))) / to) / 2
+        x = x + (to - higher) * slope
+    assert 0 < raised < STEPS
+    options = {"churn": churn, "s_min": least, "s_max": most, "s_noise": size}
+    torch.testing.assert_close(ours("edm", options, network, begun, grid, noises), x, atol=1e-8, rtol=1e-6)
 
 
 def test_ipndm(network, start):

@@ -24,6 +24,7 @@ from ldm.config import from_dict, load
 from ldm.data.scene import TRAINED
 from ldm.diffusion.learned import ListedConfig
 from ldm.evaluation.benchmark import true_pictures
+from ldm.evaluation.likelihood import BOUND_STEPS
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, prompt_set, read_prompts
 from ldm.evaluation.report import SWEEP_PROMPTS
 from ldm.folders import load_model
@@ -539,6 +540,7 @@ def test_evaluating_a_model_writes_a_report_with_every_figure(evaluated):
     assert figures["what"]["steps"] == 2 and figures["seconds_per_image"] > 0
     assert figures["text_use"].keys() == {"true", "shuffled", "empty", "reordered"}
     assert any("Likelihood" in title for title in figures["tables"])
+    assert len(figures["bound_terms"]["with none"]) == BOUND_STEPS
     assert len(list((evaluated.folder / "images").glob("*.png"))) == 20
     assert "20 pictures right" in evaluated.printed and str(evaluated.folder) in evaluated.printed
 

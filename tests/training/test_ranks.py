@@ -1,4 +1,4 @@
-"""Two processes learn what one learns from their whole batch, whatever first stage or text encoder they train."""
+"""Two processes learn what one learns from their whole batch, whatever they train."""
 
 from dataclasses import replace
 from time import sleep
@@ -17,6 +17,7 @@ from ldm.diffusion.process import Process
 from ldm.diffusion.schedules import CosineConfig
 from ldm.diffusion.times import Times, TimeSampler
 from ldm.pipeline import TextToImage
+from ldm.priors import PriorConfig
 from ldm.run import Run
 from ldm.text.clip import ClipConfig
 from ldm.text.vocabulary import Vocabulary
@@ -27,6 +28,7 @@ from ldm.training.denoiser import DenoiserTask
 from ldm.training.engine import processes
 from ldm.training.loop import Trainer
 from ldm.training.optim import TrainConfig
+from ldm.training.prior import CodeDataset, PriorTask
 from ldm.types import Condition
 
 DATA = ShapesConfig(size=16, length=16)
@@ -118,6 +120,16 @@ def denoiser_trainer(folder, batch):
     return Trainer(task, train, folder, described="", made_from={}, device=torch.device("cpu"))
 
 
+def prior_trainer(folder, batch):
+    torch.manual_seed(0)
+    autoencoder = AutoencoderConfig(channels=4, width=8, multipliers=[1], blocks=1, patch=4)
+    first = autoencoder.build(BOTTLENECKS["vq2"](codes=5).build(4))
+    codes = CodeDataset([torch.randint(5, (16, side, side)) for side in (2, 4)])
+    train = replace(TRAIN, batch=batch)
+    task = PriorTask(PriorConfig(width=8, layers=2).build((5, 5)), first, codes, codes, train, lambda net: None)
+    return Trainer(task, train, folder, described="", made_from={}, device=torch.device("cpu"))
+
+
 def learned(made):
     """All weights and buffers of all networks after each of three steps, as lists."""
     batches = made.task.batches(0, made.accelerator.process_index, made.accelerator.num_processes)
@@ -152,6 +164,23 @@ def test_two_processes_learn_it_against_a_discriminator_too(tmp_path, case):
 
 def test_two_processes_learn_it_with_a_price_on_the_encoders_sensitivity_too(tmp_path):
     assert_two_are_one(tmp_path, *CASES["identity"], contractive=0.1)
+
+
+@pytest.mark.parametrize("case", ["vq", "vq2", "fsq"])
+def test_the_use_of_codes_is_that_of_both_processes(case):
+    def used(part):
+        torch.manual_seed(0)  # of the codebook, and of its start
+        network = BOTTLENECKS[case](**SETTINGS.get(case, {})).build(4)
+        h = torch.randn(8, network.features, 8, 8)
+        return {name: value.item() for name, value in network.train()(h[part], 192).logs.items()}
+
+    def half(rank):
+        processes(torch.device("cpu"))  # joins them
+        return used(slice(4 * rank, 4 * rank + 4))
+
+    alone = used(slice(None))
+    assert of_two(half) == (pytest.approx(alone),) * 2
+    assert used(slice(4)) != pytest.approx(alone)
 
 
 def test_two_processes_share_one_vocabulary_though_each_reads_other_captions(monkeypatch):
@@ -192,3 +221,7 @@ def test_two_processes_learn_it_of_a_text_encoder_too(tmp_path):
 def test_two_processes_learn_it_of_a_denoiser_too(tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "randn", lambda *_, generator: (70 * generator).sin())
     assert_two_are_one(tmp_path, make=denoiser_trainer)
+
+
+def test_two_processes_learn_it_of_a_prior_too(tmp_path):
+    assert_two_are_one(tmp_path, make=prior_trainer)

@@ -124,11 +124,18 @@ def test_bernoullis_cost_of_grey_is_the_mean_over_black_and_white_and_least_at_t
 
 @pytest.mark.parametrize("logit", [-12.0, -3.0, 0.0, 2.0, 12.0])
 def test_bernoullis_gradient_at_what_a_bounded_decoder_squashes_is_that_of_a_logit(logit):
-    """d cost / d logit = q - p, far out too: tanh(logit / 2) = 2 sigmoid(logit) - 1."""
+    """d cost / d logit = q - p, as far out as float32 tells: tanh(logit / 2) = 2 sigmoid(logit) - 1."""
     before = torch.tensor(logit / 2, requires_grad=True)
     bernoulli(torch.tensor(-0.5), before.tanh()).backward()
     wanted = 2 * (torch.sigmoid(torch.tensor(logit)) - 0.25)
     assert before.grad.item() == pytest.approx(wanted.item(), rel=0.02, abs=1e-4)
+
+
+def test_bernoullis_cost_of_a_pixel_that_is_wholly_wrong_is_finite():
+    said = torch.tensor([-1.0, 1.0], requires_grad=True)
+    cost = bernoulli(torch.tensor([1.0, -1.0]), said)
+    cost.backward()
+    assert cost.item() == pytest.approx(15.94, abs=0.01) and said.grad.isfinite().all()
 
 
 @pytest.mark.parametrize("wrong", [{"l1": -1.0}, {"l1": 0.0}, {"l2": float("nan")}, {"lpips": float("inf")}])
