@@ -60,13 +60,13 @@ def main() -> None:
     parser.add_argument("--precision", choices=sorted(DTYPES), help="of the networks; as evaluate.py if left out")
     parser.add_argument("--classifier", type=Path, metavar="FOLDER", help="of this model's latents, for guidance")
     parser.add_argument("--worse", type=Path, metavar="FOLDER", help="an earlier or smaller model, for autoguidance")
-    parser.add_argument("--rows", nargs="+", default=[""], metavar="START", help="only those whose names begin so")
+    parser.add_argument("--rows", nargs="+", metavar="START", help="those of that name, or whose names begin so, alone")
     args = parser.parse_args()
     model = load_model(args.model or shipped_model(), device_of())
     precision = args.precision or resolve_precision("auto", model.device)
     measure = Measure(model, args.prompts_per_category, precision)
     settings, steered = {"plain": [], **KINDS}, steers(args, model)
-    asked = asked_for(args.rows, [*settings, *steered])
+    asked = [*settings, *steered] if args.rows is None else asked_for(args.rows, [*settings, *steered])
     head("guidance", [f"scale {scale:g}" for scale in SCALES])
     for name in asked:
         guided = [scale for scale in SCALES if scale > 1 or name in FROM_ONE]
@@ -78,11 +78,14 @@ def main() -> None:
 
 
 def asked_for(starts: list[str], names: list[str]) -> list[str]:
-    """Those of ``names`` that begin with one of ``starts``; a ValueError where none begins with one of them."""
+    """For each of ``starts`` the name that it is, or else those that begin with it; a ValueError where none does."""
+    asked = []
     for start in starts:
-        if not any(name.startswith(start) for name in names):
+        found = [name for name in names if name == start] or [name for name in names if name.startswith(start)]
+        if not found:
             raise ValueError(f"--rows {start}: no row begins so; the rows are {', '.join(names)}")
-    return [name for name in names if name.startswith(tuple(starts))]
+        asked += found
+    return asked
 
 
 def head(name: str, columns: list[str]) -> None:

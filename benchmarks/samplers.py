@@ -204,7 +204,7 @@ def _calls(sampling: Sampling, schedule: Schedule, steps: int) -> int:
 
 
 def tables(found: dict[str, list[Point]]) -> list[str]:
-    """Of scores, of distances and of seconds."""
+    """The three tables in Markdown: scores, distances and seconds."""
     return [
         table(found, "right", lambda point: f"{100 * point.score:.0f} %"),
         table(found, "distance", lambda point: "" if point.distance is None else f"{point.distance:.3f}"),

@@ -266,6 +266,11 @@ def device_of(name: str = "") -> torch.device:
         gpu = f"cuda:{os.environ.get('LOCAL_RANK', '0')}"
         name = gpu if name or torch.cuda.is_available() else "cpu"
     try:
-        return torch.empty(0, dtype=torch.float64, device=name).device  # schedules and sums need double precision
-    except (RuntimeError, AssertionError, TypeError) as error:
-        raise ValueError(f"--device {name} is not of use ({str(error).splitlines()[0]}); try --device cpu") from error
+        device = torch.empty(0, device=name).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"--device {name} is not there ({str(error).splitlines()[0]}); try --device cpu") from error
+    try:
+        torch.empty(0, dtype=torch.float64, device=device)
+    except TypeError as error:
+        raise ValueError(f"--device {name} has no double precision, which schedules need; try --device cpu") from error
+    return device

@@ -3,8 +3,8 @@
 reconstructions  rows of pictures, and below each row what comes back
 samples          of N(0, I) where the bottleneck is a KL, of the trained prior where it has codes (train_prior.py)
 interpolations   a row from each first picture to each second
-traversals       the first picture with one latent from -3 to 3 of the prior's standard deviations, a row for each of
-                 the latents that say most of pictures by their KL
+traversals       a picture with one latent from -3 to 3 of the prior's standard deviations, a row for each of the
+                 latents that say most of the run's held-out pictures by their KL
 """
 
 import argparse
@@ -60,7 +60,7 @@ class Stage:
 
     @property
     def size(self) -> int:
-        """Of the pictures, pixels a side."""
+        """Pixels a side of the pictures."""
         asked: int = self.args.size or self.run.data.size
         return asked
 
@@ -108,6 +108,10 @@ def main() -> None:
         raise ValueError(
             f"--images: {len(args.images)} pictures make no pairs, and --what interpolations goes from each first to "
             "each second; give an even number of them"
+        )
+    if args.images and args.what == "traversals" and len(args.images) > 1:
+        raise ValueError(
+            f"--images: --what traversals is of one picture, not of {len(args.images)}; give the first alone"
         )
     for option, of in (("path", "interpolations"), ("temperature", "samples"), ("seed", "samples")):
         if getattr(args, option) is not None and args.what != of:
@@ -185,9 +189,9 @@ def interpolations(stage: Stage) -> Iterator[Tensor]:
 def traversed(stage: Stage) -> Iterator[Tensor]:
     """Rows of one picture with one latent changed, the most informative first."""
     bottleneck = stage.gaussian("KL to find its informative latents by")
-    shown = stage.pictures(1)[:1]
-    parts = stage.held_out(MEASURED).split(AT_ONCE)
-    h = torch.cat([stage.autoencoder.features(part, tile=stage.args.tile) for part in parts])
+    held_out = stage.held_out(MEASURED)
+    shown = stage.pictures(1) if stage.args.images else held_out[:1]
+    h = torch.cat([stage.autoencoder.features(part, tile=stage.args.tile) for part in held_out.split(AT_ONCE)])
     latents = informative(bottleneck, h, stage.args.count)
     for number, latent in enumerate(latents, start=1):
         where = f"channel {latent.channel}, row {latent.row}, column {latent.column}"

@@ -3,7 +3,7 @@
 A tile of its own has others, and would come out in another tone. So the network is cut where the size changes, and each
 stretch goes over all tiles several times: until its first norm, whose sums are taken; with that known until its second;
 and so on, and once more to the end. With n norms that is the work of n / 2 + 1 passes over the stretch. What lies
-between two stretches is held whole, of one row of the batch at a time.
+between two stretches is held whole.
 
 Legend: C channels, G groups, H W size, h w size of a tile.
 """
@@ -24,7 +24,7 @@ Moments = tuple[Tensor, Tensor]  # mean and variance (G,) of the whole picture
 
 
 def in_tiles(parts: nn.Sequential, x: Tensor, side: int) -> Tensor:
-    """What ``parts`` make of ``x`` (B, C, H, W), tile by tile; float32.
+    """What ``parts`` make of one row ``x`` (1, C, H, W), tile by tile; float32.
 
     A tile has ``side`` places, of the input or the output, whichever is finer: of all ``parts``, or, where there are
     group norms, of each stretch of them. Whoever calls it sees to it that a tile holds some places of the coarser one.
@@ -32,7 +32,9 @@ def in_tiles(parts: nn.Sequential, x: Tensor, side: int) -> Tensor:
     """
     norms = any(isinstance(module, nn.GroupNorm) for module in parts.modules())
     pieces = stretches(parts) if norms else [parts]
-    return torch.cat([_one_after_another(pieces, row, side) for row in x.split(1)])
+    for piece in pieces:
+        x = _over_tiles(piece, x, side)
+    return x
 
 
 def stretches(parts: Iterable[nn.Module]) -> list[nn.Sequential]:
@@ -60,12 +62,6 @@ def scale(parts: Iterable[nn.Module]) -> tuple[int, int]:
         elif isinstance(part, nn.PixelShuffle):
             grow *= part.upscale_factor
     return shrink, grow
-
-
-def _one_after_another(pieces: list[nn.Sequential], x: Tensor, side: int) -> Tensor:
-    for piece in pieces:
-        x = _over_tiles(piece, x, side)
-    return x
 
 
 def _over_tiles(stretch: nn.Sequential, x: Tensor, side: int) -> Tensor:

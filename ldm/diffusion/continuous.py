@@ -34,12 +34,8 @@ class Curve(ABC):
         return Level(t, alpha.item(), sigma.item())
 
     def t_at(self, nsr: float) -> float:
-        """The time with sigma / alpha = ``nsr``; 0 or 1 for any that is cleaner or noisier than all of the schedule.
-
-        Raises ValueError where ``nsr`` is no number.
-        """
-        if isnan(nsr):
-            raise ValueError(f"nsr {nsr} is no number, and no time has it")
+        """The time with sigma / alpha = ``nsr``; 0 or 1 for any that is cleaner or noisier than all of the schedule."""
+        assert not isnan(nsr), "no time has a nsr that is no number"
         if nsr <= 0:
             return 0.0
         return min(max(self.inverse(nsr), 0.0), 1.0) if nsr < inf else 1.0

@@ -34,22 +34,26 @@ def beta(now: Level, to: Level) -> Scalar:
 
 
 def step_back(schedule: Schedule, t: Tensor, steps: int) -> Level:
-    """The levels (B, 1, 1, 1) one of ``steps`` even steps before times ``t`` (B,); exactly clean for the last step."""
+    """The levels (B, 1, 1, 1) one of ``steps`` even steps before times ``t`` (B,); exactly clean for the last step.
+
+    Less than a tenth of a step is none of its own: to such a level nearly all of the noise would go at once, which is
+    a step that no table has.
+    """
     before = t - 1 / steps
-    clean = before < 1e-3 / steps  # rounding is no step of its own
+    clean = before < 0.1 / steps
     level = schedule.level(torch.where(clean, 0.0, before))
     clean = clean.view(-1, 1, 1, 1)
     return Level(level.t, torch.where(clean, 1.0, level.alpha), torch.where(clean, 0.0, level.sigma))
 
 
-def interpolated_log_variance(v: Tensor, now: Level, to: Level, *, floor: float = FLOOR) -> Tensor:
+def interpolated_log_variance(v: Tensor, now: Level, to: Level) -> Tensor:
     """v log beta + (1 - v) log of the posterior's variance, like ``v`` (iDDPM, arXiv:2102.09672, eq. 15).
 
     ``v`` (B, C, H, W) is 1 for beta and 0 for the posterior's variance, and may be anything. In the step to clean data
-    that is 0, whose log is no number, and counts as ``floor`` times beta.
+    that is 0, whose log is no number, and counts as FLOOR times beta.
     """
     share = like(v, (to.sigma / now.sigma) ** 2)  # the posterior's variance over beta
-    return like(v, beta(now, to)).log() + (1 - v) * torch.where(share > 0, share, floor).log()
+    return like(v, beta(now, to)).log() + (1 - v) * torch.where(share > 0, share, FLOOR).log()
 
 
 def reverse_step(said: Prediction, x: Tensor, now: Level, to: Level, variance: Variance) -> tuple[Tensor, Tensor]:

@@ -44,7 +44,7 @@ class Report:
     sweeps: dict[str, dict[float, Score]] = field(default_factory=dict)  # scores by setting and value
     text_use: TextUse | None = None
     tables: dict[str, dict[str, Any]] = field(default_factory=dict)  # of the general metrics, by title
-    bound_terms: dict[str, dict[float, float]] = field(default_factory=dict)  # L_t in bits by what was told, and by t
+    bound_terms: dict[str, list[float]] = field(default_factory=dict)  # L_{T-1} to L_1 in bits, by what was told
     notes: list[str] = field(default_factory=list)  # what the reader must know
 
     def figures(self) -> dict[str, Any]:
@@ -77,7 +77,7 @@ class Report:
         }
 
     def curves(self) -> dict[str, str]:
-        """Pictures in SVG by their titles: a line for each sweep, and the losses by caption."""
+        """Pictures in SVG by their titles: of each sweep, of the bound's terms and of the losses by caption."""
         drawn = {}
         for key, scores in self.sweeps.items():
             shares = {value: score.overall for value, score in scores.items()}
@@ -86,8 +86,9 @@ class Report:
             title = f"score against {key} ({next(iter(shares.values())).total} pictures each, of {drawn_for})"
             drawn[title] = curve({"score": line}, key, "share of right pictures")
         if self.bound_terms:
-            title = "terms L_t of the variational bound, of steps that are even in log SNR"
-            drawn[title] = curve(self.bound_terms, "t: 0 data", "bits per dimension")
+            steps = {name: dict(enumerate(reversed(terms), start=1)) for name, terms in self.bound_terms.items()}
+            title = "the variational bound: the KL of each step, even in log SNR"
+            drawn[title] = curve(steps, "step, 1 the nearest to data", "bits per dimension")
         if self.text_use is not None:
             drawn["validation loss: is the text used?"] = curve(self.text_use.lines(), "time: 0 data, 1 noise", "loss")
         return drawn
@@ -184,7 +185,7 @@ def _png(picture: NDArray[np.uint8]) -> str:
 Point = float | tuple[float, float, float]  # y, or y with the ends of its interval
 
 
-def curve(lines: Mapping[str, Mapping[float, Point]], label: str, value: str) -> str:
+def curve(lines: Mapping[str, Mapping[int, Point] | Mapping[float, Point]], label: str, value: str) -> str:
     """An SVG of ``lines`` {name: {x: point}}; ``label`` and ``value`` name the axes."""
     import matplotlib
 

@@ -158,9 +158,9 @@ def test_a_variance_that_is_not_there_is_refused():
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_step_back_in_training_is_one_of_the_table_and_the_last_is_clean(name):
     schedule = SCHEDULES[name]().build()
-    to = step_back(schedule, torch.tensor([1.0, 0.51, 0.02, 0.01, 0.003]), 100)
-    assert to.alpha.shape == to.sigma.shape == (5, 1, 1, 1)
-    expected = [schedule.level(t) for t in (0.99, 0.5, 0.01)] + [CLEAN, CLEAN]
+    to = step_back(schedule, torch.tensor([1.0, 0.51, 0.02, 0.0109, 0.01, 0.003]), 100)
+    assert to.alpha.shape == to.sigma.shape == (6, 1, 1, 1)
+    expected = [schedule.level(t) for t in (0.99, 0.5, 0.01)] + [CLEAN] * 3
     np.testing.assert_allclose(to.alpha.flatten(), [level.alpha for level in expected], rtol=1e-4)
     np.testing.assert_allclose(to.sigma.flatten(), [level.sigma for level in expected], rtol=1e-4)
     assert (to.sigma[3:] == 0).all() and (to.alpha[3:] == 1).all()

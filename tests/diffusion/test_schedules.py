@@ -82,7 +82,7 @@ def test_t_at_inverts_level_and_stays_in_the_schedule(config):
     for t in (1e-5, 0.01, 0.37, 0.9, 0.9993, 1.0):
         assert schedule.t_at(schedule.level(t).nsr) == pytest.approx(t, abs=1e-8)
     assert [schedule.t_at(nsr) for nsr in (0.0, 1e-30, 1e30, float("inf"))] == [0, pytest.approx(0, abs=1e-20), 1, 1]
-    with pytest.raises(ValueError, match="nsr nan is no number"):
+    with pytest.raises(AssertionError, match="no number"):
         schedule.t_at(float("nan"))
 
 

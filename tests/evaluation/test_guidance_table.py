@@ -9,8 +9,8 @@ from ldm.evaluation.prompts import prompt_set
 
 def test_rows_are_asked_for_by_how_they_begin():
     names = ["plain", "plain, and Perp-Neg", "rescale 0.7", "worse model"]
-    assert asked_for([""], names) == names
-    assert asked_for(["worse", "plain,"], names) == names[1::2]
+    assert asked_for(["worse", "plain"], names) == ["worse model", "plain"]
+    assert asked_for(["pl", "plain, "], names) == [*names[:2], names[1]]
     with pytest.raises(ValueError, match="--rows classifier: no row begins so; the rows are plain, "):
         asked_for(["classifier"], names)
 

@@ -8,6 +8,8 @@ from calls import SCRIPTS, assert_one_line, call
 from conftest import TINY
 from PIL import Image
 
+from ldm.autoencoders import Autoencoder
+
 ROW, SIDE = 66, 64  # pixels of a row of a grid, and of a picture
 
 
@@ -81,12 +83,19 @@ def test_traversals_name_the_latents_and_change_one_place_each(tmp_path):
     assert (panel(sheet, 0, 0) == panel(sheet, 0, 7)).mean() > 0.5  # far from the latent's place
 
 
-def test_a_traversal_of_ones_own_picture_has_the_latents_that_say_most_of_held_out_ones(tmp_path):
-    picture = next((SCRIPTS.parent / "data" / "sample").glob("*.[jp][pn]g"))
+def test_a_traversal_of_ones_own_picture_has_the_latents_that_say_most_of_held_out_ones(tmp_path, monkeypatch):
+    sizes, tiled = set(), Autoencoder.features
+
+    def seen(self, image, *, tile=0):
+        sizes.add(tile)
+        return tiled(self, image, tile=tile)
+
+    monkeypatch.setattr(Autoencoder, "features", seen)
+    picture = min((SCRIPTS.parent / "data" / "sample").glob("*.[jp][pn]g"))
     asked = ("--what", "traversals", "--count", 2, "--tile", 32)
     _, printed = shown(tmp_path, *asked)
     sheet, of_ones_own = shown(tmp_path, *asked, "--images", picture)
-    assert of_ones_own.splitlines()[:2] == printed.splitlines()[:2]
+    assert of_ones_own.splitlines()[:2] == printed.splitlines()[:2] and sizes == {32}
     back, _ = shown(tmp_path, "--images", picture)
     assert abs(panel(sheet, 0, 3) - panel(back, 1, 0)).mean() < 8  # but for the place that changes
 
@@ -117,6 +126,7 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
         ("--images data/sample/none.png --count 2", "--images are shown as they are given; leave out --count 2"),
         ("--what samples --images data/sample/none.png", "--images are not for --what samples"),
         ("--what interpolations --images a.png b.png c.png", "3 pictures make no pairs"),
+        ("--what traversals --images a.png b.png", "--what traversals is of one picture, not of 2"),
         ("--tile 8", "tile 8 is too small"),
         ("--size 72", "72 is not a multiple of 16"),
         ("--what samples --size 70", "--size 70 is not a multiple of 4; try 68"),

@@ -166,13 +166,14 @@ def test_two_processes_learn_it_with_a_price_on_the_encoders_sensitivity_too(tmp
     assert_two_are_one(tmp_path, *CASES["identity"], contractive=0.1)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("case", ["vq", "vq2", "fsq"])
-def test_the_use_of_codes_is_that_of_both_processes(case):
+def test_the_use_of_codes_is_that_of_both_processes(case, frozen):
     def used(part):
         torch.manual_seed(0)  # of the codebook, and of its start
         network = BOTTLENECKS[case](**SETTINGS.get(case, {})).build(4)
         h = torch.randn(8, network.features, 8, 8)
-        return {name: value.item() for name, value in network.train()(h[part], 192).logs.items()}
+        return {name: value.item() for name, value in network.train(not frozen)(h[part], 192).logs.items()}
 
     def half(rank):
         processes(torch.device("cpu"))  # joins them

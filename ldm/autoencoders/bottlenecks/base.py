@@ -10,8 +10,6 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from ldm.ranks import rows_of_ranks
-
 
 class Code(NamedTuple):
     """A latent (B, C, h, w), the penalty to add to the loss, and figures for the log."""
@@ -63,10 +61,6 @@ class Quantizer(Bottleneck):
     @abstractmethod
     def from_codes(self, indices: Tensor) -> Tensor:
         """The latent (B, C, h, w) of codes (B, h, w), as ``quantize`` gives it."""
-
-    def usage(self, indices: Tensor) -> dict[str, Tensor]:
-        """``usage`` of the codes (B, h, w) of a pass: of all processes together where they train."""
-        return usage(rows_of_ranks(indices) if self.training else indices, self.num_codes)
 
 
 def straight_through(z: Tensor, quantized: Tensor) -> Tensor:

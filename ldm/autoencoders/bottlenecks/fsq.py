@@ -15,7 +15,8 @@ from math import prod
 import torch
 from torch import Tensor
 
-from ldm.autoencoders.bottlenecks.base import BottleneckConfig, Code, Quantizer, straight_through
+from ldm.autoencoders.bottlenecks.base import BottleneckConfig, Code, Quantizer, straight_through, usage
+from ldm.ranks import rows_of_ranks
 
 MAX_CODES = 2**63 - 1  # that an int64 can number
 
@@ -60,7 +61,7 @@ class FiniteScalar(Quantizer):
     def forward(self, h: Tensor, pixels: int) -> Code:
         """The nearest levels with the gradient of tanh(h); nothing to add to the loss."""
         z = self.quantize(self.mode(h))
-        return Code(z, z.new_zeros(()), self.usage(self.codes(h)))
+        return Code(z, z.new_zeros(()), usage(rows_of_ranks(self.codes(h)), self.num_codes))
 
     def mode(self, h: Tensor) -> Tensor:
         """tanh(h) (B, C, h, w), in (-1, 1)."""

@@ -17,7 +17,7 @@ from einops import rearrange
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code, Quantizer, straight_through
+from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code, Quantizer, straight_through, usage
 from ldm.autoencoders.bottlenecks.clusters import k_means, nearest, pick, smoothed, tally
 from ldm.ranks import finite_everywhere, rows_of_ranks, told_by_first_rank
 
@@ -90,7 +90,7 @@ class VectorQuantizer(Quantizer):
             penalty = penalty + F.mse_loss(code, x.detach())
         if learns:
             self._count(vectors, indices.flatten())
-        return Code(straight_through(x, code), penalty, self.usage(indices))
+        return Code(straight_through(x, code), penalty, usage(rows_of_ranks(indices), self.num_codes))
 
     def mode(self, h: Tensor) -> Tensor:
         return F.normalize(h.float(), dim=1) if self.config.cosine else h.float()
