@@ -563,7 +563,7 @@ def test_the_page_of_a_report_needs_no_other_file_and_shows_prompts_and_what_was
     assert not re.search(r"(src|href)=\"(?!data:|#)", page)
     for entry in evaluated.figures["pictures"][::2]:
         assert entry["prompt"] in page and entry["read"] in page
-    assert page.count("data:image/png;base64,") == 20 and page.count("<svg") == 2
+    assert page.count("data:image/png;base64,") == 20 and page.count("<svg") == 3  # sweep, bound and losses
     assert "score against guidance.scale (10 pictures each, of other prompts)" in page
 
 
