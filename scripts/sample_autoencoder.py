@@ -61,7 +61,7 @@ class Stage:
     @property
     def size(self) -> int:
         """Pixels a side of the pictures."""
-        asked: int = self.args.size or self.run.data.size
+        asked: int = self.run.data.size if self.args.size is None else self.args.size
         return asked
 
     def encode(self, image: Tensor) -> Tensor:
@@ -110,9 +110,7 @@ def main() -> None:
             "each second; give an even number of them"
         )
     if args.images and args.what == "traversals" and len(args.images) > 1:
-        raise ValueError(
-            f"--images: --what traversals is of one picture, not of {len(args.images)}; give the first alone"
-        )
+        raise ValueError(f"--images: --what traversals is of one picture, not of {len(args.images)}; give one")
     for option, of in (("path", "interpolations"), ("temperature", "samples"), ("seed", "samples")):
         if getattr(args, option) is not None and args.what != of:
             raise ValueError(f"--{option} is of --what {of}; leave it out with --what {args.what}")
@@ -121,6 +119,8 @@ def main() -> None:
     args.count = COUNTS[args.what] if args.count is None else args.count
     if args.count < 1:
         raise ValueError(f"--count {args.count} is not at least 1")
+    if args.size is not None and args.size < 1:
+        raise ValueError(f"--size {args.size} is not at least 1; leave it out for that of the run")
     check_seed(args.seed, args.count)
     given = args.model or shipped_model()
     folder = given / "autoencoder" if (given / "autoencoder").is_dir() else given
@@ -150,7 +150,7 @@ def reconstructions(stage: Stage) -> Iterator[Tensor]:
 def samples(stage: Stage) -> Iterator[Tensor]:
     """Pictures of the seeds that count up from the first."""
     args, factor = stage.args, stage.autoencoder.factor
-    pixels = stage.run.data.size if args.size is None else args.size
+    pixels = stage.size
     if pixels < factor or pixels % factor:
         raise ValueError(f"--size {pixels} is not a multiple of {factor}; try {max(factor, pixels // factor * factor)}")
     size = pixels // factor

@@ -1,4 +1,4 @@
-"""Large pictures in bounded memory: one after another, each in overlapping tiles that are blended.
+"""Large pictures in bounded memory: in overlapping tiles that are blended.
 
 A tile's result is that of the whole picture where the network looks no farther than the tile's margin. Group norms look
 at all of it: ``ldm.autoencoders.whole_norms``.
@@ -76,18 +76,16 @@ def tiles(height: int, width: int, tile: int, *, shrink: int = 1, grow: int = 1)
 
 
 def tiled(call: Callable[[Tensor], Tensor], x: Tensor, tile: int, *, shrink: int = 1, grow: int = 1) -> Tensor:
-    """What ``call`` makes of ``x`` (B, C, H, W), from calls of one tile of one row each; float32.
+    """What ``call`` makes of ``x`` (B, C, H, W), from calls of one tile each; float32.
 
     Sizes are as in ``tiles``. The result is that of the whole where ``call`` looks no farther than the margin.
     """
     height, width = (side // shrink * grow for side in x.shape[2:])
     made: Tensor | None = None
     for part in tiles(x.shape[2], x.shape[3], tile, shrink=shrink, grow=grow):
-        weights = part.weights.to(x.device)
-        for i, one in enumerate(x[:, :, *part.source].split(1)):
-            result = call(one).float()  # (1, C', h, w)
-            if made is None:
-                made = torch.zeros(len(x), result.shape[1], height, width, device=x.device)
-            made[i : i + 1, :, *part.target] += weights * result
+        result = call(x[:, :, *part.source]).float()  # (B, C', h, w)
+        if made is None:
+            made = torch.zeros(*result.shape[:2], height, width, device=x.device)
+        made[:, :, *part.target] += part.weights.to(x.device) * result
     assert made is not None
     return made

@@ -52,8 +52,7 @@ def interpolated_log_variance(v: Tensor, now: Level, to: Level) -> Tensor:
     ``v`` (B, C, H, W) is 1 for beta and 0 for the posterior's variance, and may be anything. In the step to clean data
     that is 0, whose log is no number, and counts as FLOOR times beta.
     """
-    share = like(v, (to.sigma / now.sigma) ** 2)  # the posterior's variance over beta
-    return like(v, beta(now, to)).log() + (1 - v) * torch.where(share > 0, share, FLOOR).log()
+    return like(v, beta(now, to)).log() + (1 - v) * _log_share(v, now, to, FLOOR)
 
 
 def reverse_step(said: Prediction, x: Tensor, now: Level, to: Level, variance: Variance) -> tuple[Tensor, Tensor]:
@@ -72,10 +71,13 @@ def reverse_step(said: Prediction, x: Tensor, now: Level, to: Level, variance: V
     if variance not in get_args(Variance):
         raise ValueError(f"variance '{variance}' is not one of {', '.join(get_args(Variance))}")
     log_beta = like(x, beta(now, to)).log()
-    if variance == "beta":
-        return mean, log_beta
+    return mean, log_beta if variance == "beta" else log_beta + _log_share(x, now, to, 1.0)
+
+
+def _log_share(x: Tensor, now: Level, to: Level, at_last: float) -> Tensor:
+    """The log of the posterior's variance over beta, like ``x``; of ``at_last`` in the step to clean data."""
     share = like(x, (to.sigma / now.sigma) ** 2)
-    return mean, log_beta + torch.where(share > 0, share, 1.0).log()
+    return torch.where(share > 0, share, at_last).log()
 
 
 def like(x: Tensor, value: Scalar) -> Tensor:

@@ -130,7 +130,8 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
         ("--tile 8", "tile 8 is too small"),
         ("--size 72", "72 is not a multiple of 16"),
         ("--what samples --size 70", "--size 70 is not a multiple of 4; try 68"),
-        ("--what samples --size 0", "--size 0 is not a multiple of 4; try 4"),
+        ("--what samples --size 2", "--size 2 is not a multiple of 4; try 4"),
+        ("--images a.png --size 0", "--size 0 is not at least 1"),
         ("--device abacus", "--device abacus"),
     ],
 )
