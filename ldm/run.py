@@ -11,6 +11,7 @@ from ldm.data.latents import CacheConfig
 from ldm.denoisers import DENOISERS
 from ldm.denoisers.classifier import ClassifierConfig
 from ldm.diffusion import SCHEDULES, TARGETS, TIMES, WEIGHTS, ProcessConfig
+from ldm.diffusion.few_steps import OBJECTIVES
 from ldm.diffusion.guidance import GuidanceConfig
 from ldm.diffusion.times import ImportanceConfig, UniformConfig
 from ldm.priors import PriorConfig
@@ -55,6 +56,7 @@ class Run(Sampling):
     )
     schedule: Any = choice(SCHEDULES, "flow", shift=1.5)
     process: ProcessConfig = section(ProcessConfig)
+    objective: Any = choice(OBJECTIVES, "denoising")  # which x0 the denoiser is asked for
     weight: Any = choice(WEIGHTS, "plain")  # of the training loss, by noise level
     times: Any = choice(TIMES, "logit_normal")  # at which a batch is trained
     classifier: ClassifierConfig = section(ClassifierConfig)

@@ -24,7 +24,6 @@ from ldm.caching import cache_a_few, cache_latents, cache_pays
 from ldm.config import to_yaml
 from ldm.data.shapes import ShapesConfig
 from ldm.denoisers.classifier import Classifier
-from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
 from ldm.files import check_ours
 from ldm.folders import (
@@ -48,6 +47,7 @@ from ldm.parts import (
 from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
+from ldm.teaching import check_objective, objective_of, taught_by
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
@@ -111,6 +111,7 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
 def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
     config, folder = run.train_ldm, _own(run, "model")
+    check_objective(run)
     if config.score_every:
         _own(run, "model-best")
     if config.shard:
@@ -132,13 +133,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     size = (run.data.size, run.data.size)
     process = run.process.build(run.schedule.build())
     model = TextToImage(network, autoencoder, text, process, run.sampling, size)
-    objective = DenoisingLoss(
-        process,
-        run.times.build(process.schedule),
-        run.weight,
-        offset_noise=run.process.offset_noise,
-        input_perturbation=run.process.input_perturbation,
-    )
+    objective = objective_of(run, model)
 
     def save(net: nn.Module, best: bool) -> None:
         save_model(net, autoencoder, text, run, folder.with_name("model-best") if best else folder)
@@ -152,6 +147,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         "process": str(run.process),
         "weight": str(run.weight),
         "distribution of times": str(run.times),
+        **taught_by(run),
     }
     _train(task, config, run, device, made_from, start)
     return folder

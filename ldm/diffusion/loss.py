@@ -9,6 +9,7 @@ from math import nan
 import torch
 from torch import Tensor, nn
 
+from ldm.diffusion.few_steps import Ask, Asked
 from ldm.diffusion.posterior import step_back
 from ldm.diffusion.process import NetworkOutput, Process, noised
 from ldm.diffusion.targets import regressed, to_x0
@@ -40,7 +41,8 @@ def _squared_error(process: Process, said: NetworkOutput, x0: Tensor, noise: Ten
 class DenoisingLoss:
     """What is minimised: the loss of ``process`` weighted, at times that ``times`` draws.
 
-    Where a variance is learned, iDDPM's hybrid (arXiv:2102.09672, Sec. 3.1).
+    Where a variance is learned, iDDPM's hybrid (arXiv:2102.09672, Sec. 3.1). ``ask`` may ask for another x0 than that
+    of the data (``ldm.diffusion.few_steps``). With ``huber`` c what is weighted counts as sqrt(. + c^2) - c.
     """
 
     process: Process
@@ -48,9 +50,21 @@ class DenoisingLoss:
     weight: Weight = field(default_factory=PlainConfig)
     offset_noise: float = 0.0
     input_perturbation: float = 0.0
+    ask: Ask | None = None
+    huber: float = 0.0
 
-    def __call__(self, network: nn.Module, x0: Tensor, cond: Condition, generator: torch.Generator) -> Tensor:
-        """The weighted loss of each sample (B,) of latents ``x0`` (B, C, H, W); every draw is ``generator``'s."""
+    @property
+    def learned(self) -> nn.Module:
+        """What is learned besides the network."""
+        return self.times if self.ask is None else nn.ModuleDict({"times": self.times, "ask": self.ask})
+
+    def __call__(
+        self, network: nn.Module, x0: Tensor, cond: Condition, generator: torch.Generator, step: int = 0
+    ) -> Tensor:
+        """The weighted loss of each sample (B,) of latents ``x0`` (B, C, H, W), in optimizer step ``step``.
+
+        Every draw is ``generator``'s.
+        """
         process = self.process
         t, importance = (part.to(x0.device) for part in self.times(len(x0), generator))  # 2 (B,)
         noise = torch.randn(x0.shape, generator=generator)
@@ -60,14 +74,20 @@ class DenoisingLoss:
         if self.input_perturbation:  # DDPM-IP (Ning et al. 2023, arXiv:2301.11706, alg. 1): errors met when sampling
             seen = noise + self.input_perturbation * torch.randn(x0.shape, generator=generator)
         noise, seen = noise.to(x0.device), seen.to(x0.device)
-        level = process.schedule.level(t)
-        x = noised(x0, seen, level)
-        said = process.said(network, x, level, cond)
-        error = _squared_error(process, said, x0, noise, level)  # (B, C, H, W)
+        if self.ask is None:
+            level = process.schedule.level(t)
+            asked = Asked(noised(x0, seen, level), level, x0, noise)
+        else:
+            asked = self.ask(x0, noise, t, cond, step)
+            level, t = asked.level, torch.as_tensor(asked.level.t).flatten()
+        said = process.said(network, asked.x, level, cond)
+        error = _squared_error(process, said, asked.x0, asked.noise, level)  # (B, C, H, W)
         passing = rate(process.schedule, t) if self.weight.by_rate else torch.full_like(t, nan).view(-1, 1, 1, 1)
         each = (self.weight.on_f(process.target, level, passing) * error).mean(dim=(1, 2, 3))  # (B,)
+        if self.huber:
+            each = (each + self.huber**2).sqrt() - self.huber
         if said.variance is not None:
-            each = each + self._bound(said, x0, x, level, t)
+            each = each + self._bound(said, x0, asked.x, level, t)
         self.times.observe(t, each)
         return importance * each
 

@@ -46,7 +46,7 @@ class DenoiserTask(DataTask):
         super().__init__(train, config)
         self.model, self.network = model, model.denoiser
         self.objective, self.text_dropout = objective, text_dropout
-        self.learned = objective.times
+        self.learned = objective.learned
         self.save, self.scored = save, list(prompts)
         held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.captions = [batch.captions for batch in held_out]
@@ -62,7 +62,7 @@ class DenoiserTask(DataTask):
         cond = drop_text(cond, self.null, self.text_dropout, generator)
         if self.config.compile:  # it would be compiled anew for every length
             cond = cond.pad(self.model.text.context_length)
-        return self.objective(network, latent, cond, generator).mean(), {}
+        return self.objective(network, latent, cond, generator, step).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The mean losses of ``TextUse`` on held-out latents, overall and by band of time."""

@@ -17,10 +17,10 @@ FREE = {
 DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}  # sections that no training step reads
 DECODER_ALONE = {"autoencoder.decoder_width", "autoencoder.decoder_blocks"}  # what no latent depends on
 UNREAD = {  # sections and settings that a stage's training does not read either
-    "autoencoder": {"text", "denoiser", "schedule", "process", "weight", "times", "classifier", "prior"},
+    "autoencoder": {"text", "denoiser", "schedule", "process", "objective", "weight", "times", "classifier", "prior"},
     "clip": {
         *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "adversarial", "robustness"),
-        *("denoiser", "classifier", "prior", "schedule", "process", "weight", "times"),
+        *("denoiser", "classifier", "prior", "schedule", "process", "objective", "weight", "times"),
     },
     "denoiser": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "prior"),
@@ -28,11 +28,11 @@ UNREAD = {  # sections and settings that a stage's training does not read either
     },
     "classifier": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "prior"),
-        *("process", "weight", "times", *DECODER_ALONE),
+        *("process", "objective", "weight", "times", *DECODER_ALONE),
     },
     "prior": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "classifier"),
-        *("schedule", "process", "weight", "times", *DECODER_ALONE),
+        *("schedule", "process", "objective", "weight", "times", *DECODER_ALONE),
     },
 }
 

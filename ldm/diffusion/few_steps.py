@@ -1,0 +1,244 @@
+"""Training for few steps: the x0 that a network is asked for is what many steps would come to, not that of the data.
+
+Progressive distillation asks for what lands, in one step, where a teacher lands in several; a consistency model for
+what it says itself a little further down the same path, until that is where the path ends.
+
+Legend: B batch, C latent channels, H W latent size, N steps.
+"""
+
+from collections.abc import Callable
+from copy import deepcopy
+from dataclasses import dataclass
+from itertools import pairwise
+from math import log2
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from ldm.diffusion.guidance import GuidanceConfig
+from ldm.diffusion.process import Process, noised
+from ldm.diffusion.targets import to_x0
+from ldm.samplers.step import implied_noise, move
+from ldm.types import Condition, Grid, Level
+
+SLACK = 1e-6  # of times that were rounded to single precision
+
+Says = Callable[[Tensor, Level, Condition], Tensor]  # x, level, cond -> x0; each row has a level of its own
+Grids = Callable[[int], Grid]  # that of so many steps
+
+
+class Asked(NamedTuple):
+    """What a network is shown in training, and what it should say of that; all (B, C, H, W) but the level."""
+
+    x: Tensor
+    level: Level
+    x0: Tensor
+    noise: Tensor
+
+
+class Ask(nn.Module):
+    """x0, noise, times (B,), cond and the number of the optimizer step -> ``Asked``."""
+
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Asked:
+        raise NotImplementedError
+
+
+class Ladder:
+    """The N + 1 levels of a grid as rungs, 0 the noisiest, for batches in which each row stands on one of its own."""
+
+    def __init__(self, grid: Grid) -> None:
+        self.rungs = torch.tensor([tuple(map(float, level)) for level in grid])  # (N + 1, 3)
+
+    def rung(self, t: Tensor) -> Tensor:
+        """For times (B,) the last rung (B,) that is not below, 0 to N - 1: the step down from there passes each."""
+        above = self.rungs[:, 0].to(t.device)[None] >= t[:, None] - SLACK  # (B, N + 1)
+        return (above.sum(dim=1) - 1).clamp(0, len(self.rungs) - 2)
+
+    def level(self, rung: Tensor) -> Level:
+        """The levels of rungs (B,), as (B, 1, 1, 1) tensors."""
+        return Level(*self.rungs.to(rung.device)[rung].view(-1, 3, 1, 1, 1).unbind(dim=1))
+
+
+@dataclass
+class Teacher:
+    """A trained network, driven by its ``guidance``: ``Says``. ``null`` is the empty prompt, of one row."""
+
+    network: nn.Module
+    process: Process
+    guidance: GuidanceConfig
+    null: Condition
+
+    def __call__(self, x: Tensor, level: Level, cond: Condition) -> Tensor:
+        """The x0 (B, C, H, W) of ``classifier_free``; the null is asked of for those rows alone that are guided."""
+        x0 = said_by(self.network, self.process, x, level, cond)
+        low, high = self.guidance.interval
+        t = torch.as_tensor(level.t).flatten()
+        rows = ((t > low - SLACK) & (t < high + SLACK)).nonzero()[:, 0]
+        if self.guidance.scale == 1 or not len(rows):
+            return x0
+        seen, there = x[rows], Level(*(torch.as_tensor(part)[rows] for part in level))
+        null = said_by(self.network, self.process, seen, there, self.null.repeat(len(rows)))
+        return x0.index_copy(0, rows, self.guidance.build()(x0[rows], null, seen, there))
+
+
+def said_by(network: nn.Module, process: Process, x: Tensor, level: Level, cond: Condition) -> Tensor:
+    """The x0 (B, C, H, W) that ``network`` tells of ``x``: ``x`` itself, over alpha, where there is no noise.
+
+    So it is a consistency model: c_skip x + c_out F, with c_out 0 where sigma is (Song et al. 2023, arXiv:2303.01469,
+    eq. 5), for every target.
+    """
+    x0 = to_x0(process.target, process.said(network, x, level, cond).f, x, level)
+    return torch.where(torch.as_tensor(level.sigma) > 0, x0, x / level.alpha)
+
+
+class Progressive(Ask):
+    """The x0 that takes x in one step where DDIM takes it in ``substeps`` of the teacher's.
+
+    Salimans & Ho 2022 (arXiv:2202.00512, alg. 2), where there are two.
+    """
+
+    def __init__(self, teacher: Says, ladder: Ladder, substeps: int) -> None:
+        super().__init__()
+        self.teacher, self.ladder, self.substeps = teacher, ladder, substeps
+
+    @torch.no_grad()
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Asked:
+        first = self.ladder.rung(t) // self.substeps * self.substeps  # (B,)
+        levels = [self.ladder.level(first + i) for i in range(self.substeps + 1)]
+        x = there = noised(x0, noise, levels[0])
+        for now, to in pairwise(levels):
+            there = move(there, self.teacher(there, now, cond), now, to)
+        x0 = led_to(x, there, levels[0], levels[-1])
+        return Asked(x, levels[0], x0, implied_noise(x, x0, levels[0]))
+
+
+def led_to(x: Tensor, there: Tensor, now: Level, to: Level) -> Tensor:
+    """The x0 along which ``move`` takes ``x`` at ``now`` to ``there`` at ``to``; ``now`` has the more noise."""
+    kept = to.sigma / now.sigma
+    return (there - kept * x) / (to.alpha - kept * now.alpha)
+
+
+class Consistency(Ask):
+    """What the network's own average says one rung further down the path of the same picture and noise.
+
+    Song et al. 2023 (arXiv:2303.01469): the path is the teacher's (consistency distillation, alg. 2) or, without one,
+    the straight one of the data and the noise (consistency training, alg. 3).
+    """
+
+    def __init__(self, follower: "Follower", process: Process, ladder: Callable[[int], Ladder], teacher: Says | None):
+        super().__init__()
+        self.follower, self.process, self.ladder, self.teacher = follower, process, ladder, teacher
+
+    @torch.no_grad()
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Asked:
+        ladder = self.ladder(step)
+        rung = ladder.rung(t)  # (B,)
+        now, to = ladder.level(rung), ladder.level(rung + 1)
+        x = noised(x0, noise, now)
+        there = noised(x0, noise, to) if self.teacher is None else move(x, self.teacher(x, now, cond), now, to)
+        x0 = said_by(self.follower.at(step), self.process, there, to, cond)
+        return Asked(x, now, x0, implied_noise(x, x0, now))
+
+
+class Follower(nn.Module):
+    """A moving average of ``network``, the theta^- of consistency models; with ``decay`` 0 the network itself."""
+
+    def __init__(self, network: nn.Module, decay: float) -> None:
+        super().__init__()
+        self.average = deepcopy(network).requires_grad_(False).eval()
+        self.followed, self.decay, self.step = [network], decay, -1  # in a list: it is no part of this module
+
+    @torch.no_grad()
+    def at(self, step: int) -> nn.Module:
+        """The average in optimizer step ``step``: it takes in the network once a step, before anything is learned."""
+        if step != self.step:
+            self.step = step
+            theirs = self.followed[0].state_dict()
+            for name, value in self.average.state_dict().items():
+                value.lerp_(theirs[name], 1 - self.decay) if value.is_floating_point() else value.copy_(theirs[name])
+        return self.average
+
+
+@dataclass
+class DenoisingConfig:
+    """The x0 of the data: the objective of DDPM and all that came of it."""
+
+    needs_teacher: ClassVar = False
+    huber: ClassVar = 0.0
+
+    def build(self, **parts: Any) -> None:
+        return None
+
+
+@dataclass
+class ProgressiveConfig:
+    """Where several steps of the base model lead, in one; the model then draws in ``sample.steps`` steps of ddim."""
+
+    substeps: int = 2  # of the base for one
+
+    needs_teacher: ClassVar = True
+    huber: ClassVar = 0.0
+
+    def __post_init__(self) -> None:
+        if self.substeps < 1:
+            raise ValueError(f"substeps {self.substeps} is not at least 1; try substeps=2")
+
+    def build(
+        self, *, network: nn.Module, process: Process, grids: Grids, drawn: int, trained: int, teacher: Says
+    ) -> Ask:
+        """The network learns ``drawn`` steps. ValueError where the grid of the teacher's steps lacks some of these."""
+        coarse, fine = grids(drawn), grids(drawn * self.substeps)
+        if any(abs(float(a.t) - float(b.t)) > SLACK for a, b in zip(coarse, fine[:: self.substeps], strict=True)):
+            raise ValueError(
+                f"grid: {len(fine) - 1} steps do not pass all levels of {drawn}, which objective=progressive wants; "
+                "use grid=uniform"
+            )
+        return Progressive(teacher, Ladder(fine), self.substeps)
+
+
+@dataclass
+class ConsistencyConfig:
+    """What the network itself says with a little less noise, so that one step from anywhere leads to the end."""
+
+    distill: bool = False  # along the base model's path; else along that of the data
+    first: int = 10  # steps of the grid whose neighbours are compared; they double at even intervals ...
+    last: int = 160  # ... up to so many (Song & Dhariwal 2023, arXiv:2310.14189, Sec. 3.4)
+    decay: float = 0.0  # of the average that says it; 0 is the network as it is (Sec. 3.2 there)
+    huber: float = 0.00054  # c / sqrt(C H W) of the pseudo-Huber distance (Sec. 3.3 there); 0 is the squared one
+
+    def __post_init__(self) -> None:
+        if not 1 <= self.first <= self.last:
+            raise ValueError(f"first {self.first} is not in 1 to last {self.last}; try first=10 last=160")
+        if not 0 <= self.decay < 1:
+            raise ValueError(f"decay {self.decay} is not in [0, 1); try decay=0")
+        if not 0 <= self.huber < 1:
+            raise ValueError(f"huber {self.huber} is not in [0, 1); try huber=0.00054")
+
+    @property
+    def needs_teacher(self) -> bool:
+        return self.distill
+
+    def build(
+        self, *, network: nn.Module, process: Process, grids: Grids, drawn: int, trained: int, teacher: Says | None
+    ) -> Ask:
+        """For a training of ``trained`` optimizer steps."""
+        ladders: dict[int, Ladder] = {}
+
+        def ladder(step: int) -> Ladder:
+            count = self.steps_at(step, trained)
+            return ladders.setdefault(count, Ladder(grids(count)))
+
+        return Consistency(Follower(network, self.decay), process, ladder, teacher)
+
+    def steps_at(self, step: int, trained: int) -> int:
+        """N in optimizer step ``step`` of ``trained``."""
+        stage = max(1, int(trained / (log2(self.last / self.first) + 1)))
+        return int(min(self.first * 2.0 ** min(step // stage, 64), self.last))
+
+
+OBJECTIVES = {
+    "denoising": DenoisingConfig,
+    "progressive": ProgressiveConfig,
+    "consistency": ConsistencyConfig,
+}
