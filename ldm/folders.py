@@ -5,6 +5,7 @@
     text/  config.json  manifest.json  text.safetensors
     classifier/  config.yaml  manifest.json  made_from.json  classifier.safetensors
     prior/  config.yaml  manifest.json  made_from.json  prior.safetensors
+    control/  config.yaml  manifest.json  made_from.json  control.safetensors
 
 ``config.yaml`` is the fully resolved configuration of the run that trained the part. Weights are half precision on
 disk and single precision in memory.
@@ -23,6 +24,8 @@ from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import num_codes
 from ldm.config import load, to_yaml
 from ldm.denoisers.classifier import Classifier
+from ldm.denoisers.control import ControlNet
+from ldm.denoisers.unet import UNet
 from ldm.files import MANIFEST, BrokenFile, check_folder, load_weights, save_tensors, settled, whole_folder
 from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
@@ -107,6 +110,38 @@ def load_prior(folder: Path, autoencoder: Autoencoder) -> CodePrior:
     network = load(Run, folder / CONFIG).prior.build(num_codes(autoencoder.bottleneck))
     load_weights(network, folder / "prior.safetensors")
     return network.requires_grad_(False).eval().to(autoencoder.mean.device)
+
+
+def save_control(network: ControlNet, run: Run, autoencoder: str, folder: Path) -> None:
+    """Write a ControlNet's folder; ``autoencoder`` is the ``latent_fingerprint`` of the one whose latents it sees."""
+    with whole_folder(folder) as staged:
+        (staged / CONFIG).write_text(to_yaml(run))
+        (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")
+        save_tensors(network.state_dict(), staged / "control.safetensors", torch.float16)
+
+
+def load_control(folder: Path, model: TextToImage) -> tuple[ControlNet, Run]:
+    """The ControlNet in ``folder``, frozen, on the device of ``model``, which it must suit, and the run that made it.
+
+    Raises:
+        BrokenFile: a file is missing, damaged, or of another shape than the model's denoiser.
+        ValueError: it knows other latents or noise levels, or the model's denoiser is no U-Net.
+    """
+    check_folder(folder)
+    run = load(Run, folder / CONFIG)
+    made_from = json.loads((folder / MADE_FROM).read_text())
+    check_same(model, made_from["autoencoder"], run.schedule.build(), str(folder))
+    network = ControlNet(unet_of(model), model.autoencoder.factor)
+    load_weights(network, folder / "control.safetensors")
+    return network.requires_grad_(False).eval().to(model.device), run
+
+
+def unet_of(model: TextToImage) -> UNet:
+    """The model's denoiser; ValueError where it is not a U-Net, which ControlNets are copies of."""
+    if not isinstance(model.denoiser, UNet):
+        kind = type(model.denoiser).__name__
+        raise ValueError(f"the model's denoiser is a {kind}, and a ControlNet is a copy of a U-Net; give another model")
+    return model.denoiser
 
 
 def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: str) -> None:

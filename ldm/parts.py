@@ -22,6 +22,7 @@ from ldm.folders import (
     save_model,
     shipped_model,
 )
+from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipConfig, ClipText
 from ldm.training.start import DECODER_ALONE
@@ -133,6 +134,20 @@ def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, Cli
         text = load_text(folder, device)
         _check_own(run, "text", folder, _text_network(text.architecture), TEXT_SCRIPT)
     return run, autoencoder, text
+
+
+def frozen_model(run: Run, device: torch.device) -> tuple[Run, TextToImage]:
+    """The whole model that a stage builds on, the run's own, the base or the shipped one, and ``run`` as that has it.
+
+    What made the model is the model's, and all else, data and trainings, the run's.
+    """
+    own = Path(run.out) / "model"
+    folder = Path(run.base) if run.base else own if settled(own) else shipped_model()
+    if folder != own:
+        print(f"building on {folder}")
+    made_by = load(Run, folder / CONFIG)
+    parts = ("autoencoder", "bottleneck", "text", "denoiser", "schedule", "process")
+    return replace(run, **{part: getattr(made_by, part) for part in parts}), load_model(folder, device)
 
 
 def _stage(run: Run, name: str, script: str) -> Path:

@@ -10,6 +10,7 @@ from ldm.data import DATASETS
 from ldm.data.latents import CacheConfig
 from ldm.denoisers import DENOISERS
 from ldm.denoisers.classifier import ClassifierConfig
+from ldm.denoisers.control import ControlConfig
 from ldm.diffusion import SCHEDULES, TARGETS, TIMES, WEIGHTS, ProcessConfig
 from ldm.diffusion.few_steps import OBJECTIVES
 from ldm.diffusion.guidance import GuidanceConfig
@@ -60,6 +61,7 @@ class Run(Sampling):
     weight: Any = choice(WEIGHTS, "plain")  # of the training loss, by noise level
     times: Any = choice(TIMES, "logit_normal")  # at which a batch is trained
     classifier: ClassifierConfig = section(ClassifierConfig)
+    control: ControlConfig = section(ControlConfig)  # what a ControlNet follows
     prior: PriorConfig = section(PriorConfig)  # of the codes of a first stage that has some
     cache: CacheConfig = section(CacheConfig)
     train_autoencoder: TrainConfig = section(
@@ -91,6 +93,9 @@ class Run(Sampling):
     )
     train_classifier: TrainConfig = section(
         TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
+    )
+    train_control: TrainConfig = section(
+        TrainConfig, steps=2_000, batch=32, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
     train_prior: TrainConfig = section(
         TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99

@@ -4,6 +4,7 @@
     <out>/text/          the text encoder         <out>/model/      everything that txt2img needs
     <out>/classifier/    of noised latents, for classifier guidance
     <out>/prior/         of the codes of the first stage
+    <out>/control/       a ControlNet of a whole model
     <out>/model-best/    the model at its best score, where it is scored while it trains
     <out>/training/<stage>/  log, sample grids, curves, and the checkpoints that a run resumes from
 
@@ -24,6 +25,8 @@ from ldm.caching import cache_a_few, cache_latents, cache_pays
 from ldm.config import to_yaml
 from ldm.data.shapes import ShapesConfig
 from ldm.denoisers.classifier import Classifier
+from ldm.denoisers.control import ControlNet
+from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
 from ldm.files import check_ours
 from ldm.folders import (
@@ -32,13 +35,16 @@ from ldm.folders import (
     latent_fingerprint,
     save_autoencoder,
     save_classifier,
+    save_control,
     save_model,
     save_prior,
     save_text,
+    unet_of,
 )
 from ldm.parts import (
     check_joined,
     frozen_autoencoder,
+    frozen_model,
     frozen_stages,
     join_decoder,
     start_autoencoder,
@@ -54,6 +60,7 @@ from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.checkpoint import newest
 from ldm.training.classifier import ClassifierTask
 from ldm.training.clip import ClipTask
+from ldm.training.control import ControlTask
 from ldm.training.denoiser import DenoiserTask
 from ldm.training.engine import processes
 from ldm.training.loop import Trainer
@@ -193,6 +200,35 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         save_prior(net, run, made_from["autoencoder"], folder)
 
     task = PriorTask(network, autoencoder, train, val, config, save)
+    _train(task, config, run, device, made_from, start)
+    return folder
+
+
+def train_control(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
+    """Train a ControlNet of the run's own model, of its base or of the shipped one; returns its folder.
+
+    Raises:
+        ValueError: the model's denoiser is no U-Net.
+    """
+    config, folder = run.train_control, _own(run, "control")
+    torch.manual_seed(config.seed)
+    run, model = frozen_model(run, device)
+    run.check_size(model.autoencoder.factor * unet_of(model).multiple)
+    network = ControlNet(unet_of(model), model.autoencoder.factor).to(device)
+    objective = DenoisingLoss(model.process, run.times.build(model.process.schedule), run.weight)
+    made_from = {
+        "autoencoder": latent_fingerprint(model.autoencoder),
+        "denoiser": fingerprint(model.denoiser),
+        "hint": run.control.hint,
+        "weight": str(run.weight),
+        "distribution of times": str(run.times),
+    }
+
+    def save(net: ControlNet) -> None:
+        save_control(net, run, made_from["autoencoder"], folder)
+
+    data, dropout = (run.data.build("train"), run.data.build("val")), run.process.text_dropout
+    task = ControlTask(model, network, objective, run.control.hint, *data, config, save, text_dropout=dropout)
     _train(task, config, run, device, made_from, start)
     return folder
 

@@ -3,6 +3,7 @@
 python scripts/edit.py vary    --image star.png --prompt "a blue star" --strength 0.6
 python scripts/edit.py reword  --image star.png --caption "a red star" --prompt "a blue star"
 python scripts/edit.py fill    --image star.png --box 0,32,64,64 --prompt "a red star and a ring"
+python scripts/edit.py trace   --image star.png --prompt "a blue star" --control runs/shapes/control
 python scripts/edit.py restore --image star.png --prompt "a red star" --operator downscale --amount 4
 """
 
@@ -26,7 +27,9 @@ from ldm.cli import (
     given_sampling,
     one_line_errors,
 )
+from ldm.data.hints import HINTS
 from ldm.data.transforms import BrokenSample, read_image, to_tensor
+from ldm.denoisers.control import Controlled
 from ldm.editing import (
     Blur,
     Downscale,
@@ -42,7 +45,7 @@ from ldm.editing import (
 )
 from ldm.editing.image_to_image import first_level
 from ldm.evaluation.reconstruction import psnr
-from ldm.folders import load_model, shipped_model
+from ldm.folders import load_control, load_model, shipped_model, unet_of
 from ldm.pictures import grid
 from ldm.pipeline import Steer, TextToImage, Walk, from_noise
 
@@ -82,6 +85,12 @@ def parse() -> argparse.Namespace:
     hole.add_argument("--box", metavar="L,T,R,B", help="or the pixels of a rectangle: left, top, right, bottom")
     filling.add_argument("--jump", type=int, help="steps that are done again, 5 if left out")
     filling.add_argument("--times", type=int, default=4, help="how often; 1 is once, with the model's sampler")
+    tracing = ways.add_parser(
+        "trace", parents=[common], help="along its edges, or what else is to be kept (ControlNet)"
+    )
+    tracing.add_argument("--control", type=Path, metavar="FOLDER", required=True, help="train_control.py writes one")
+    tracing.add_argument("--control-scale", type=float, default=1.0, help="how closely: 0 not at all, 1 as trained")
+    tracing.add_argument("--drawn", action="store_true", help="the image is such a drawing of edges itself")
     restoring = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
     described = "; ".join(f"{name}: {what}" for name, what in OPERATORS.items())
     restoring.add_argument(
@@ -106,7 +115,8 @@ class Plan(NamedTuple):
     walk: Walk = from_noise
     finish: Callable[[Tensor], Tensor] = lambda drawn: drawn
     hole: Tensor | None = None  # (1, 1, H, W), 1 where the results are not given
-    residual: Callable[[Tensor], float] | None = None  # how far a result is from what was measured
+    residual: Callable[[Tensor], float] | None = None  # how far a result is from what was to be kept
+    kept: str = "measurements"  # what that is, in words
 
 
 def main() -> None:
@@ -123,7 +133,9 @@ def main() -> None:
     check_negative(args.negative_prompt, model.sampling.guidance)
     size = (image.shape[2], image.shape[3])
     model.latent_size(size)  # refuses a size that does not fit
-    plan = {"vary": vary, "reword": reword, "fill": fill, "restore": restore}[args.way](args, model, image)
+    plan = {"vary": vary, "reword": reword, "fill": fill, "trace": trace, "restore": restore}[args.way](
+        args, model, image
+    )
     prompts = [args.prompt] * args.n_samples
     with tqdm(total=len(prompts) * plan.steps, desc=args.way, unit="step", dynamic_ncols=True) as bar:
         drawn = model(
@@ -137,11 +149,12 @@ def main() -> None:
             walk=plan.walk,
         )
         results = [plan.finish(one) for one, _ in drawn]
-    if plan.residual is not None:
+    if args.way == "restore":
         print(f"PSNR against the whole picture: of the measurement alone {decibels(image, plan.before[-1])} dB")
         print(f"of the restored pictures {', '.join(decibels(image, one) for one in results)} dB")
+    if plan.residual is not None:
         off = ", ".join(f"{plan.residual(one):.2g}" for one in results)
-        print(f"their own measurements differ from the given one by {off} (root mean square)")
+        print(f"their own {plan.kept} differ from the given by {off} (root mean square)")
     if plan.hole is not None:
         inside = plan.hole.expand_as(image) > 0
         cut = [one[inside].view(1, 1, 1, -1) for one in (image, *results)]
@@ -188,6 +201,22 @@ def fill(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
 
     steps = model.sampling.sample.steps
     return Plan([image * (1 - mask)], "the picture without the hole", steps, steer, walk, finish, mask)
+
+
+def trace(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
+    if not abs(args.control_scale) < inf:
+        raise ValueError(f"--control-scale {args.control_scale} is no finite number; try --control-scale 1")
+    control, run = load_control(args.control, model)
+    hint_of = HINTS[run.control.hint]
+    hint = image if args.drawn else hint_of(image)
+    model.denoiser = Controlled(unet_of(model), control, hint.to(model.device), args.control_scale)
+
+    def residual(result: Tensor) -> float:
+        return (hint_of(result) - hint).square().mean().sqrt().item()
+
+    before = [hint] if args.drawn else [image, hint]
+    legend = f"the {run.control.hint}" if args.drawn else f"the picture, its {run.control.hint}"
+    return Plan(before, legend, model.sampling.sample.steps, residual=residual, kept=run.control.hint)
 
 
 def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:

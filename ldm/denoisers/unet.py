@@ -10,7 +10,7 @@ E width of the time embedding, L text tokens, h heads, d = D / h.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from einops import rearrange
@@ -232,6 +232,10 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | Prepared) -> Tensor:
         """F (B, O, H, W) in x's dtype. Raises ValueError where H or W is not divisible by the total downsampling."""
+        return self.rise(self.fall(x, t, cond)).to(x.dtype)
+
+    def fall(self, x: Tensor, t: Tensor, cond: Condition | Prepared, hint: Tensor | float = 0.0) -> "Fallen":
+        """The way down to the middle, of ``x`` whose first features ``hint`` (B, D, H, W) is added to."""
         height, width = x.shape[2:]
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"latent size {height}x{width} is not divisible by {self.multiple}; change the image size")
@@ -239,7 +243,7 @@ class UNet(nn.Module):
         keys_values = iter(text.keys_values)
         c = self.time(t) if text.pooled is None else self.time(t) + text.pooled  # (B, E)
         c = silu(c)
-        h = self.conv_in(x)  # (B, D, H, W)
+        h = self.conv_in(x) + hint  # (B, D, H, W)
         if self.position:
             place = position_embedding(height, width, h.shape[1], x.device)  # (N, D)
             h = h + rearrange(place, "(h w) d -> d h w", h=height).to(h.dtype)  # (B, D, H, W)
@@ -248,9 +252,24 @@ class UNet(nn.Module):
             h = part(h, c, keys_values, text.mask) if isinstance(part, Stage) else part(h)  # (B, D, H / 2^i, W / 2^i)
             skips.append(h)
         h = self.middle_end(self.middle(h, c, keys_values, text.mask), c)  # (B, D, H / multiple, W / multiple)
+        return Fallen(skips, h, c, keys_values, text.mask)
+
+    def rise(self, fallen: "Fallen") -> Tensor:
+        """The way up from there: F (B, O, H, W)."""
+        skips, h, c, keys_values, mask = [*fallen.skips], *fallen[1:]
         for part in self.up:
             if isinstance(part, Stage):
-                h = part(torch.cat([h, skips.pop()], dim=1), c, keys_values, text.mask)  # (B, D, H / 2^i, W / 2^i)
+                h = part(torch.cat([h, skips.pop()], dim=1), c, keys_values, mask)  # (B, D, H / 2^i, W / 2^i)
             else:
                 h = part(h)  # (B, D, H / 2^(i - 1), W / 2^(i - 1))
-        return self.conv_out(silu(self.norm(h))).to(x.dtype)  # (B, O, H, W)
+        return self.conv_out(silu(self.norm(h)))  # (B, O, H, W)
+
+
+class Fallen(NamedTuple):
+    """What the way up of a U-Net takes from the way down."""
+
+    skips: list[Tensor]  # (B, D, H / 2^i, W / 2^i) each, the largest first
+    middle: Tensor  # (B, D, H / multiple, W / multiple)
+    c: Tensor  # (B, E), the time and the pooled text
+    keys_values: Iterator[tuple[Tensor, Tensor]]  # of the transformers that are still to come
+    mask: Tensor  # (B, 1, 1, L)

@@ -5,6 +5,7 @@ Legend: B batch, C latent channels, H W latent size.
 
 from dataclasses import dataclass, field
 from math import nan
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -16,16 +17,16 @@ from ldm.diffusion.targets import regressed, to_x0
 from ldm.diffusion.times import TimeSampler
 from ldm.diffusion.vlb import vlb_term
 from ldm.diffusion.weights import PlainConfig, Weight, rate
-from ldm.types import Condition, Level, Prediction
+from ldm.types import Level, Prediction
 
 VLB_STEPS = 1_000  # of the bound that a learned variance is trained by
 VLB_SHARE = 1e-3  # lambda of L_simple + lambda L_vlb, which is in bits per dimension
 
 
-def loss(network: nn.Module, process: Process, x0: Tensor, cond: Condition, t: Tensor, noise: Tensor) -> Tensor:
+def loss(network: nn.Module, process: Process, x0: Tensor, cond: Any, t: Tensor, noise: Tensor) -> Tensor:
     """The plain loss of each sample (B,): the mean squared error of F (DDPM, arXiv:2006.11239, eq. 14).
 
-    ``x0`` and ``noise`` are (B, C, H, W), ``t`` (B,) in (0, 1].
+    ``x0`` and ``noise`` are (B, C, H, W), ``t`` (B,) in (0, 1]; ``cond`` is what ``network`` is told.
     """
     level = process.schedule.level(t)
     said = process.said(network, noised(x0, noise, level), level, cond)
@@ -58,12 +59,10 @@ class DenoisingLoss:
         """What is learned besides the network."""
         return self.times if self.ask is None else nn.ModuleDict({"times": self.times, "ask": self.ask})
 
-    def __call__(
-        self, network: nn.Module, x0: Tensor, cond: Condition, generator: torch.Generator, step: int = 0
-    ) -> Tensor:
+    def __call__(self, network: nn.Module, x0: Tensor, cond: Any, generator: torch.Generator, step: int = 0) -> Tensor:
         """The weighted loss of each sample (B,) of latents ``x0`` (B, C, H, W), in optimizer step ``step``.
 
-        Every draw is ``generator``'s.
+        ``cond`` is what ``network`` is told; every draw is ``generator``'s.
         """
         process = self.process
         t, importance = (part.to(x0.device) for part in self.times(len(x0), generator))  # 2 (B,)

@@ -17,21 +17,28 @@ FREE = {
 DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}  # sections that no training step reads
 DECODER_ALONE = {"autoencoder.decoder_width", "autoencoder.decoder_blocks"}  # what no latent depends on
 UNREAD = {  # sections and settings that a stage's training does not read either
-    "autoencoder": {"text", "denoiser", "schedule", "process", "objective", "weight", "times", "classifier", "prior"},
+    "autoencoder": {
+        *("text", "denoiser", "schedule", "process", "objective", "weight", "times"),
+        *("classifier", "control", "prior"),
+    },
     "clip": {
         *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "adversarial", "robustness"),
-        *("denoiser", "classifier", "prior", "schedule", "process", "objective", "weight", "times"),
+        *("denoiser", "classifier", "control", "prior", "schedule", "process", "objective", "weight", "times"),
     },
     "denoiser": {
-        *("decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "prior"),
+        *("decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "control", "prior"),
         *DECODER_ALONE,
     },
     "classifier": {
-        *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "prior"),
+        *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "control", "prior"),
         *("process", "objective", "weight", "times", *DECODER_ALONE),
     },
+    "control": {
+        *("decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "prior"),
+        *("objective", *DECODER_ALONE),
+    },
     "prior": {
-        *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "classifier"),
+        *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "classifier", "control"),
         *("schedule", "process", "objective", "weight", "times", *DECODER_ALONE),
     },
 }

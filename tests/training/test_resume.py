@@ -12,7 +12,7 @@ from faulty import LineTask, trainer
 from ldm.config import load, to_dict, to_yaml
 from ldm.files import read_tensors
 from ldm.run import Run
-from ldm.stages import train_autoencoder, train_classifier, train_clip, train_ldm, train_prior
+from ldm.stages import train_autoencoder, train_classifier, train_clip, train_control, train_ldm, train_prior
 from ldm.training.checkpoint import newest
 from ldm.training.optim import TrainConfig
 from ldm.training.start import DRAWING, FREE, UNREAD, Start, changes
@@ -23,11 +23,13 @@ STAGES = {
     "clip": train_clip,
     "denoiser": train_ldm,
     "classifier": train_classifier,
+    "control": train_control,
     "prior": train_prior,
 }
 SECTION = {"denoiser": "train_ldm"}
 FILES = ("weights", "ema", "optimizer", "learned")
-BANDS = ("times=importance", "times.bands=2", "times.history=1")  # of the denoiser: something else that is learned
+UNET = ("denoiser.width=16", "denoiser.multipliers=[1]", "denoiser.attention_levels=[]", "denoiser.heads=2")
+BANDS = ("times=importance", "times.bands=2", "times.history=1")  # of denoisers: something else that is learned
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +39,8 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     for stage in ("autoencoder", "clip"):
         STAGES[stage](load(Run, None, [*TINY, f"out={folder}", f"train_{stage}.steps=1"]), CPU)
+    plain = [option for option in TINY if not option.startswith("denoiser")]
+    train_ldm(load(Run, None, [*plain, *UNET, f"out={folder}", "train_ldm.steps=1"]), CPU)
     return folder
 
 
@@ -48,11 +52,12 @@ def trained(stage, parts, out, steps, workers, *changes):
     section = SECTION.get(stage, f"train_{stage}")
     settings = {"steps": steps, "workers": workers, "accumulate": 3, "decay": "constant", "warmup": 3}
     options = [f"{section}.{key}={value}" for key, value in settings.items()]
+    options += [f"base={parts}/model"] if stage == "control" else []
     random.seed(steps), np.random.seed(workers), torch.manual_seed(7 * steps + workers)  # noqa: NPY002
     STAGES[stage](load(Run, None, [*TINY, *BANDS, "cache.use=never", f"out={out}", *options, *changes]), CPU)
     path = newest(out / "training" / stage / "state")
     held = [file for name in FILES if (file := path / f"{name}.safetensors").exists()]
-    assert len(held) == 3 + (stage == "denoiser")
+    assert len(held) == 3 + (stage in ("denoiser", "control"))
     return {f"{file.stem}.{key}": value for file in held for key, value in read_tensors(file).items()}
 
 
@@ -65,6 +70,7 @@ def trained(stage, parts, out, steps, workers, *changes):
         ("denoiser", ["cache.use=always"]),
         ("denoiser", ["objective=consistency", "objective.decay=0.5", "objective.first=2", "objective.last=4"]),
         ("classifier", []),
+        ("control", []),
     ],
 )
 def test_n_and_n_steps_are_two_n_bit_for_bit(parts, tmp_path, stage, changes):

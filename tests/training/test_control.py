@@ -1,0 +1,134 @@
+"""ControlNets as a stage: trained, saved, loaded, drawn with; and what they are refused with."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from calls import assert_one_line, call
+from PIL import Image
+
+from ldm.config import load
+from ldm.denoisers.control import Controlled
+from ldm.files import BrokenFile, read_tensors
+from ldm.folders import load_control, load_model, shipped_model
+from ldm.run import Run
+from ldm.stages import train_control, train_ldm
+from ldm.training.log import read
+
+CPU = torch.device("cpu")
+UNET = ["denoiser=unet", "denoiser.width=16", "denoiser.multipliers=[1,2]", "denoiser.blocks=1", "denoiser.heads=2"]
+PACE = [
+    f"train_{stage}.{setting}"
+    for stage in ("ldm", "control")
+    for setting in (
+        *("steps=4", "batch=8", "warmup=1", "workers=0", "validate_samples=8", "validate_every=2", "sample_every=4"),
+        *("save_every=4", "log_every=1", "precision=fp32", "lr=1e-2", "ema=0"),
+    )
+]
+PLAIN = ["data.length=64", *PACE, "train_ldm.score_every=0", "sample.steps=2"]
+SETTINGS = [*PLAIN, *UNET]
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A tiny model of the shipped latents, and a ControlNet of it."""
+    torch.set_num_threads(1)
+    made = load(Run, None, [*SETTINGS, f"out={tmp_path_factory.mktemp('run')}"])
+    train_ldm(made, CPU)
+    train_control(made, CPU)
+    return made
+
+
+def test_the_stage_logs_validates_and_draws(run):
+    folder = Path(run.out, "training", "control")
+    last = [line for line in read(folder / "log.jsonl") if "val_loss" in line][-1]
+    assert last.keys() >= {"val_loss", "val_loss_shuffled", "val_loss_without"}
+    assert (folder / "samples" / "00000004.png").stat().st_size > 0
+
+
+def test_validation_is_that_of_the_frozen_model_before_anything_is_learned(run, tmp_path):
+    changes = ["train_control.lr=1e-12", "train_control.weight_decay=0", f"base={run.out}/model", f"out={tmp_path}"]
+    train_control(load(Run, None, [*SETTINGS, *changes]), CPU)
+    log = read(tmp_path / "training" / "control" / "log.jsonl")
+    last = [line for line in log if "val_loss" in line][-1]
+    assert last["val_loss"] == pytest.approx(last["val_loss_without"], rel=1e-6)
+    assert last["val_loss_shuffled"] == pytest.approx(last["val_loss_without"], rel=1e-6)
+
+
+def test_what_is_loaded_is_what_was_trained_and_it_changes_the_picture(run):
+    model = load_model(Path(run.out) / "model")
+    control, made_by = load_control(Path(run.out) / "control", model)
+    assert made_by.control.hint == "edges" and made_by.denoiser == run.denoiser
+    held = read_tensors(Path(run.out) / "control" / "control.safetensors")
+    assert all(torch.equal(value.half(), held[key]) for key, value in control.state_dict().items())
+    plain = model
+    drawn = []
+    for hint in (torch.zeros(1, 3, 64, 64), torch.ones(1, 3, 64, 64), None):
+        denoiser = plain.denoiser if hint is None else Controlled(plain.denoiser, control, hint)
+        followed = load_model(Path(run.out) / "model")
+        followed.denoiser = denoiser
+        images = [image for image, _ in followed(["a red star", "a ring"], seed=1)]
+        drawn.append(torch.cat(images))
+    assert drawn[0].shape == (2, 3, 64, 64)
+    assert all(not torch.allclose(a, b) for a, b in ((drawn[0], drawn[1]), (drawn[0], drawn[2])))
+
+
+def test_a_control_of_another_model_is_refused(run, tmp_path):
+    with pytest.raises(BrokenFile):
+        load_control(Path(run.out) / "control", load_model(shipped_model()))
+    other = load(Run, None, [*SETTINGS, "schedule.shift=3", f"out={tmp_path}", "train_ldm.steps=1"])
+    with pytest.raises(ValueError, match="another noise schedule"):
+        load_control(Path(run.out) / "control", load_model(train_ldm(other, CPU)))
+
+
+def test_a_dit_has_none(tmp_path):
+    dit = ["denoiser=dit", "denoiser.patch=2", "denoiser.width=32", "denoiser.depth=1", "denoiser.heads=2"]
+    made = load(Run, None, [*PLAIN, *dit, f"out={tmp_path}", "train_ldm.steps=1"])
+    train_ldm(made, CPU)
+    with pytest.raises(ValueError, match="denoiser is a DiT, and a ControlNet is a copy of a U-Net"):
+        train_control(made, CPU)
+    assert not (tmp_path / "control").exists()
+
+
+def test_a_run_does_not_go_on_with_another_hint_or_another_model(run):
+    common = [*SETTINGS, f"out={run.out}", "train_control.steps=6"]
+    with pytest.raises(ValueError, match=r"another hint \(edges, now gray\)"):
+        train_control(load(Run, None, [*common, "control.hint=gray"]), CPU)
+    with pytest.raises(ValueError, match="another denoiser"):
+        train_control(load(Run, None, [*common, f"base={shipped_model()}"]), CPU)
+
+
+def test_a_hint_that_nobody_knows_is_refused():
+    with pytest.raises(ValueError, match="hint 'lines' is not one of edges, coarse, gray"):
+        load(Run, None, ["control.hint=lines"])
+
+
+@pytest.mark.parametrize(("options", "panels"), [((), 4), (("--drawn",), 3), (("--control-scale", 0), 4)])
+def test_a_picture_is_traced(run, tmp_path, options, panels):
+    picture, out = tmp_path / "square.png", tmp_path / "out.png"
+    Image.fromarray(np.pad(np.full((32, 32, 3), 255, np.uint8), ((16, 16), (16, 16), (0, 0)))).save(picture)
+    common = ("--image", picture, "--prompt", "a star", "--ckpt", f"{run.out}/model", "--n_samples", 2, "--out", out)
+    status, printed, errors = call("edit.py", "trace", "--control", f"{run.out}/control", *options, *common)
+    assert status == 0, errors
+    assert np.asarray(Image.open(out)).shape == (68, 66 * panels + 2, 3)
+    assert "their own edges differ from the given by" in printed
+    assert ("the picture, its edges" in printed) == (options != ("--drawn",))
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (("--control", "{out}/no"), "{out}/no"),
+        (("--control", "{out}/model"), "made_from.json"),
+        (("--control", "{out}/control", "--control-scale", "inf"), "--control-scale inf is no finite number"),
+        (("--control", "{out}/control", "--ckpt", str(shipped_model())), "control.safetensors"),
+    ],
+)
+def test_a_mistake_in_tracing_is_told_in_one_line(run, tmp_path, options, says):
+    picture, out = tmp_path / "red.png", tmp_path / "out.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    common = ("--image", picture, "--prompt", "a", "--ckpt", f"{run.out}/model", "--out", out)
+    given = [option.format(out=run.out) for option in options]
+    assert_one_line(call("edit.py", "trace", *common, *given), says.format(out=run.out))
+    assert not out.exists()
