@@ -2,6 +2,8 @@
 
 from pathlib import Path
 
+import torch
+
 from ldm.diffusion.few_steps import ConsistencyConfig, DenoisingConfig, ProgressiveConfig, Teacher
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.folders import check_same, digest, latent_fingerprint, load_model
@@ -9,16 +11,20 @@ from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.samplers.ddim import DDIMConfig
 
+PROBE = "two large red stars left of a blue ring"
+
 
 def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
     """The loss by which ``run`` trains the denoiser of ``model``; a teacher is the base, guided as its folder says.
 
     Raises:
-        ValueError: the base knows other latents or noise levels, or the grid does not suit the objective.
+        ValueError: the base knows other latents, noise levels or text, or the grid does not suit the objective.
     """
     teacher = None
     if run.objective.needs_teacher:
         base = load_model(Path(run.base), model.device)
+        if not _read_alike(base, model):
+            raise ValueError(f"base {run.base} reads text by another encoder than this run's; use the base's own")
         check_same(base, latent_fingerprint(model.autoencoder), model.process.schedule, "the network that is to learn")
         teacher = Teacher(base.denoiser, base.process, base.sampling.guidance, model.condition([""]))
     ask = run.objective.build(
@@ -38,6 +44,13 @@ def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
         ask=ask,
         huber=run.objective.huber,
     )
+
+
+@torch.no_grad()
+def _read_alike(one: TextToImage, other: TextToImage) -> bool:
+    """Whether the text encoders of both say the same."""
+    a, b = (model.condition([PROBE]).tokens for model in (one, other))
+    return a.shape == b.shape and torch.equal(a, b)
 
 
 def check_objective(run: Run) -> None:

@@ -9,7 +9,7 @@ import torch
 from ldm.config import load
 from ldm.folders import load_model
 from ldm.run import Run
-from ldm.stages import train_ldm
+from ldm.stages import train_clip, train_ldm
 
 CPU = torch.device("cpu")
 FEW = ["sampler=ddim", "guidance.scale=1", "times=uniform", "process.text_dropout=0"]
@@ -95,6 +95,14 @@ def test_what_does_not_go_with_an_objective_is_refused_before_anything_is_traine
     with pytest.raises(ValueError, match=says):
         taught(settings, base, tmp_path, *changes)
     assert not (tmp_path / "model").exists() and not (tmp_path / "training").exists()
+
+
+def test_a_teacher_that_reads_by_another_text_encoder_is_refused(settings, base, tmp_path):
+    more = ["text.layers=1", "text.vision_layers=1", "train_clip.steps=1", f"out={tmp_path}"]
+    train_clip(load(Run, None, [*settings, *more]), CPU)
+    with pytest.raises(ValueError, match="reads text by another encoder"):
+        taught(settings, base, tmp_path, "objective=progressive", "text.layers=1", "text.vision_layers=1")
+    assert not (tmp_path / "model").exists()
 
 
 @pytest.mark.parametrize(
