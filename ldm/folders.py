@@ -12,6 +12,7 @@ disk and single precision in memory.
 """
 
 import json
+import sys
 from hashlib import sha256
 from importlib.resources import files
 from math import isclose
@@ -66,10 +67,14 @@ def save_model(denoiser: nn.Module, autoencoder: Autoencoder, text: ClipText, ru
 
 def save_classifier(network: Classifier, run: Run, autoencoder: str, folder: Path) -> None:
     """``autoencoder`` is the fingerprint of the one whose latents it reads."""
+    _save_part("classifier", network, run, {"autoencoder": autoencoder}, folder)
+
+
+def _save_part(name: str, network: nn.Module, run: Run, made_from: dict[str, str], folder: Path) -> None:
     with whole_folder(folder) as staged:
         (staged / CONFIG).write_text(to_yaml(run))
-        (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")
-        save_tensors(network.state_dict(), staged / "classifier.safetensors", torch.float16)
+        (staged / MADE_FROM).write_text(json.dumps(made_from) + "\n")
+        save_tensors(network.state_dict(), staged / f"{name}.safetensors", torch.float16)
 
 
 def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
@@ -91,10 +96,7 @@ def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
 
 def save_prior(network: CodePrior, run: Run, autoencoder: str, folder: Path) -> None:
     """Write a prior's folder; ``autoencoder`` is the ``latent_fingerprint`` of the one whose codes it knows."""
-    with whole_folder(folder) as staged:
-        (staged / CONFIG).write_text(to_yaml(run))
-        (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")
-        save_tensors(network.state_dict(), staged / "prior.safetensors", torch.float16)
+    _save_part("prior", network, run, {"autoencoder": autoencoder}, folder)
 
 
 def load_prior(folder: Path, autoencoder: Autoencoder) -> CodePrior:
@@ -112,28 +114,43 @@ def load_prior(folder: Path, autoencoder: Autoencoder) -> CodePrior:
     return network.requires_grad_(False).eval().to(autoencoder.mean.device)
 
 
-def save_control(network: ControlNet, run: Run, autoencoder: str, folder: Path) -> None:
-    """Write a ControlNet's folder; ``autoencoder`` is the ``latent_fingerprint`` of the one whose latents it sees."""
-    with whole_folder(folder) as staged:
-        (staged / CONFIG).write_text(to_yaml(run))
-        (staged / MADE_FROM).write_text(json.dumps({"autoencoder": autoencoder}) + "\n")
-        save_tensors(network.state_dict(), staged / "control.safetensors", torch.float16)
+def save_control(network: ControlNet, run: Run, made_from: dict[str, str], folder: Path) -> None:
+    """Write a ControlNet's folder; ``made_from`` is ``model_fingerprints`` of the model that it is of."""
+    _save_part("control", network, run, made_from, folder)
 
 
 def load_control(folder: Path, model: TextToImage) -> tuple[ControlNet, Run]:
     """The ControlNet in ``folder``, frozen, on the device of ``model``, which it must suit, and the run that made it.
 
+    It is of use with another denoiser, too, that was trained on from the one that it knows; it is warned of.
+
     Raises:
         BrokenFile: a file is missing, damaged, or of another shape than the model's denoiser.
-        ValueError: it knows other latents or noise levels, or the model's denoiser is no U-Net.
+        ValueError: it knows other latents, noise levels, targets or text, or the model's denoiser is no U-Net.
     """
     check_folder(folder)
-    run = load(Run, folder / CONFIG)
-    made_from = json.loads((folder / MADE_FROM).read_text())
+    run, unet = load(Run, folder / CONFIG), unet_of(model)
+    made_from, own = json.loads((folder / MADE_FROM).read_text()), model_fingerprints(model)
     check_same(model, made_from["autoencoder"], run.schedule.build(), str(folder))
-    network = ControlNet(unet_of(model), model.autoencoder.factor)
+    process = run.process.build(model.process.schedule)
+    if made_from["text"] != own["text"] or process != model.process:
+        raise ValueError(f"{folder} is of a model with another text encoder or target; train one for this model")
+    network = ControlNet(unet, model.autoencoder.factor)
     load_weights(network, folder / "control.safetensors")
+    if made_from["denoiser"] != own["denoiser"]:
+        print(f"warning: {folder} was trained beside another denoiser than this model's", file=sys.stderr)
     return network.requires_grad_(False).eval().to(model.device), run
+
+
+def model_fingerprints(model: TextToImage) -> dict[str, str]:
+    """Short hashes of its parts, but for the autoencoder's decoder."""
+    text = model.text
+    assert isinstance(text, nn.Module)
+    return {
+        "autoencoder": latent_fingerprint(model.autoencoder),
+        "text": fingerprint(text),
+        "denoiser": fingerprint(model.denoiser),
+    }
 
 
 def unet_of(model: TextToImage) -> UNet:

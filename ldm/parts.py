@@ -27,6 +27,11 @@ from ldm.run import Run
 from ldm.text.clip import Architecture, ClipConfig, ClipText
 from ldm.training.start import DECODER_ALONE
 
+WHOLE = ("autoencoder", "bottleneck", "text", "denoiser", "schedule", "process")  # sections that settle a whole model
+OF_TRAINING = {  # settings in them that say how something is trained
+    *(("process", name) for name in ("text_dropout", "offset_noise", "input_perturbation")),
+    *(("denoiser", name) for name in ("attention", "checkpointing", "dropout")),
+}
 AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train_clip.py"
 
 
@@ -137,17 +142,30 @@ def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, Cli
 
 
 def frozen_model(run: Run, device: torch.device) -> tuple[Run, TextToImage]:
-    """The whole model that a stage builds on, the run's own, the base or the shipped one, and ``run`` as that has it.
+    """The whole model that a stage builds on: the run's own, or else the base or the shipped one.
 
-    What made the model is the model's, and all else, data and trainings, the run's.
+    Of the run that comes with it all that settles the model is the model's own, but for what is a training's.
+
+    Raises:
+        ValueError: the run asks for another one.
     """
     own = Path(run.out) / "model"
-    folder = Path(run.base) if run.base else own if settled(own) else shipped_model()
-    if folder != own:
-        print(f"building on {folder}")
-    made_by = load(Run, folder / CONFIG)
-    parts = ("autoencoder", "bottleneck", "text", "denoiser", "schedule", "process")
-    return replace(run, **{part: getattr(made_by, part) for part in parts}), load_model(folder, device)
+    folder = own if settled(own) else Path(run.base) if run.base else shipped_model()
+    model, made_by = load_model(folder, device), load(Run, folder / CONFIG)
+    asked, usual, theirs = (to_dict(each) for each in (run, Run(), made_by))
+    for part in WHOLE:
+        for name, value in asked[part].items():
+            if (part, name) not in OF_TRAINING and value not in (usual[part].get(name), theirs[part].get(name)):
+                raise ValueError(
+                    f"{part}.{name}={_plain(value)} is asked for, and {folder} has {_plain(theirs[part].get(name))}: "
+                    "leave it out, or train such a model and give its base="
+                )
+    print(f"building on {folder}")
+    parts = {part: getattr(made_by, part) for part in (*WHOLE, "objective")}
+    process = replace(
+        made_by.process, **{name: getattr(run.process, name) for part, name in OF_TRAINING if part == "process"}
+    )
+    return replace(run, **{**parts, "process": process}), model
 
 
 def _stage(run: Run, name: str, script: str) -> Path:

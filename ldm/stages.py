@@ -26,13 +26,13 @@ from ldm.config import to_yaml
 from ldm.data.shapes import ShapesConfig
 from ldm.denoisers.classifier import Classifier
 from ldm.denoisers.control import ControlNet
-from ldm.diffusion.loss import DenoisingLoss
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
 from ldm.files import check_ours
 from ldm.folders import (
     build_denoiser,
     fingerprint,
     latent_fingerprint,
+    model_fingerprints,
     save_autoencoder,
     save_classifier,
     save_control,
@@ -53,7 +53,7 @@ from ldm.parts import (
 from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
-from ldm.teaching import check_objective, objective_of, taught_by
+from ldm.teaching import check_objective, check_plain, objective_of, taught_by
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
@@ -131,16 +131,16 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     run.check_size(autoencoder.factor * getattr(network, "multiple", 1))
     if run.base and not _resumes(run, DenoiserTask.name):
         start_denoiser(run, network, autoencoder)
+    size = (run.data.size, run.data.size)
+    process = run.process.build(run.schedule.build())
+    model = TextToImage(network, autoencoder, text, process, run.sampling, size)
+    objective = objective_of(run, model)
     cached = cache_pays(run, train_data, processes(device).num_processes)
     if cached and start.scratch:
         train_data = cache_a_few(run, autoencoder, text, train_data, start.scratch)
     elif cached:
         with processes(device).main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
-    size = (run.data.size, run.data.size)
-    process = run.process.build(run.schedule.build())
-    model = TextToImage(network, autoencoder, text, process, run.sampling, size)
-    objective = objective_of(run, model)
 
     def save(net: nn.Module, best: bool) -> None:
         save_model(net, autoencoder, text, run, folder.with_name("model-best") if best else folder)
@@ -205,30 +205,33 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
 
 
 def train_control(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
-    """Train a ControlNet of the run's own model, of its base or of the shipped one; returns its folder.
+    """Train a ControlNet of the run's own model, or else of its base or of the shipped one; returns its folder.
 
     Raises:
-        ValueError: the model's denoiser is no U-Net.
+        ValueError: the model's denoiser is no U-Net, or it was trained for few steps.
     """
     config, folder = run.train_control, _own(run, "control")
     torch.manual_seed(config.seed)
     run, model = frozen_model(run, device)
+    run.check_denoiser()
+    check_plain(run)
     run.check_size(model.autoencoder.factor * unet_of(model).multiple)
     network = ControlNet(unet_of(model), model.autoencoder.factor).to(device)
-    objective = DenoisingLoss(model.process, run.times.build(model.process.schedule), run.weight)
+    fingerprints = model_fingerprints(model)
     made_from = {
-        "autoencoder": latent_fingerprint(model.autoencoder),
-        "denoiser": fingerprint(model.denoiser),
+        **{{"text": "text encoder"}.get(name, name): value for name, value in fingerprints.items()},
         "hint": run.control.hint,
+        "process": str(run.process),
         "weight": str(run.weight),
         "distribution of times": str(run.times),
     }
 
     def save(net: ControlNet) -> None:
-        save_control(net, run, made_from["autoencoder"], folder)
+        save_control(net, run, fingerprints, folder)
 
     data, dropout = (run.data.build("train"), run.data.build("val")), run.process.text_dropout
-    task = ControlTask(model, network, objective, run.control.hint, *data, config, save, text_dropout=dropout)
+    objective, hint = objective_of(run, model), run.control.hint
+    task = ControlTask(model, network, objective, hint, *data, config, save, text_dropout=dropout)
     _train(task, config, run, device, made_from, start)
     return folder
 

@@ -4,30 +4,32 @@ from pathlib import Path
 
 import torch
 
+from ldm.config import load, to_dict
 from ldm.diffusion.few_steps import ConsistencyConfig, DenoisingConfig, ProgressiveConfig, Teacher
 from ldm.diffusion.loss import DenoisingLoss
-from ldm.folders import check_same, digest, latent_fingerprint, load_model
+from ldm.files import check_folder
+from ldm.folders import CONFIG, digest, load_model
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.samplers.ddim import DDIMConfig
 
 PROBE = "two large red stars left of a blue ring"
+ALL_ANEW = 100.0  # eta of ddim from which on next to no noise is kept from step to step
 
 
 def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
     """The loss by which ``run`` trains the denoiser of ``model``; a teacher is the base, guided as its folder says.
 
     Raises:
-        ValueError: the base knows other latents, noise levels or text, or the grid does not suit the objective.
+        ValueError: the base reads text in another way.
     """
     teacher = None
     if run.objective.needs_teacher:
         base = load_model(Path(run.base), model.device)
         if not _read_alike(base, model):
             raise ValueError(f"base {run.base} reads text by another encoder than this run's; use the base's own")
-        check_same(base, latent_fingerprint(model.autoencoder), model.process.schedule, "the network that is to learn")
         teacher = Teacher(base.denoiser, base.process, base.sampling.guidance, model.condition([""]))
-    ask = run.objective.build(
+    examples = run.objective.build(
         network=model.denoiser,
         process=model.process,
         grids=lambda steps: run.grid(model.process.schedule, steps),
@@ -41,7 +43,7 @@ def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
         run.weight,
         offset_noise=run.process.offset_noise,
         input_perturbation=run.process.input_perturbation,
-        ask=ask,
+        examples=examples,
         huber=run.objective.huber,
     )
 
@@ -55,26 +57,63 @@ def _read_alike(one: TextToImage, other: TextToImage) -> bool:
 
 def check_objective(run: Run) -> None:
     """Raise ValueError, before anything is trained, where settings of ``run`` do not go with its objective."""
-    objective = run.objective
+    objective, sampler = run.objective, run.sampler
     if isinstance(objective, DenoisingConfig):
         return
-    if objective.needs_teacher and not run.base:
+    if objective.needs_teacher:
+        _check_teacher(run)
+    if isinstance(objective, ProgressiveConfig):
+        if sampler != DDIMConfig():
+            raise ValueError(
+                "objective=progressive learns steps of ddim without noise, and this run draws in another way; set "
+                "sampler=ddim"
+            )
+        objective.ladder(lambda steps: run.grid(run.schedule.build(), steps), run.sample.steps)
+    if isinstance(objective, ConsistencyConfig):
+        anew = isinstance(sampler, DDIMConfig) and (sampler.eta >= ALL_ANEW or run.sample.steps == 1)
+        if not anew:
+            raise ValueError(
+                "objective=consistency learns to say the end of the path from anywhere on it, and this run draws in "
+                "another way; set sampler=ddim sampler.eta=1000, or sampler=ddim sample.steps=1"
+            )
+        if run.train_ldm.shard:
+            raise ValueError("objective=consistency asks the network itself, whole; set train_ldm.shard=false")
+    for name in ("learned_variance", "offset_noise", "input_perturbation"):
+        if value := getattr(run.process, name):
+            raise ValueError(f"process.{name} {value} has no part in this objective; set it to {type(value)()}")
+
+
+def _check_teacher(run: Run) -> None:
+    """Raise ValueError where the base of ``run`` cannot teach it."""
+    if not run.base:
         raise ValueError("this objective learns from a model that is trained already; give base=MODEL")
-    if objective.needs_teacher and run.guidance.scale != 1:
+    if run.guidance.scale != 1:
         raise ValueError(
             f"guidance.scale {run.guidance.scale:g}: this objective learns what its base says with guidance, which "
             "would be guided twice; set guidance.scale=1"
         )
-    if isinstance(objective, ProgressiveConfig) and run.sampler != DDIMConfig():
-        raise ValueError(
-            "objective=progressive learns steps of ddim without noise, and this run draws in another way; set "
-            "sampler=ddim"
-        )
-    if isinstance(objective, ConsistencyConfig) and run.train_ldm.shard:
-        raise ValueError("objective=consistency keeps an average beside the network, whole; set train_ldm.shard=false")
-    for name in ("learned_variance", "offset_noise", "input_perturbation"):
-        if value := getattr(run.process, name):
-            raise ValueError(f"process.{name} {value} has no part in this objective; set it to {type(value)()}")
+    check_folder(Path(run.base))
+    base = load(Run, Path(run.base) / CONFIG)
+    ours, theirs = (to_dict(each)["schedule"] for each in (run, base))
+    if ours != theirs:
+        known = " ".join(f"schedule.{key}={value}" for key, value in theirs.items())
+        raise ValueError(f"base {run.base} knows another noise schedule than this run asks for; its own: {known}")
+    for name, value in (("guidance.momentum", base.guidance.momentum), ("sample.clip", base.sample.clip)):
+        if value:
+            raise ValueError(f"base {run.base} draws with {name} {value}, which no student learns; set it to 0 there")
+    if isinstance(base.objective, ProgressiveConfig):
+        taught = run.sample.steps * run.objective.substeps if isinstance(run.objective, ProgressiveConfig) else 0
+        if taught != base.sample.steps:
+            raise ValueError(
+                f"base {run.base} knows {base.sample.steps} steps and no others; learn from it by "
+                f"objective=progressive with sample.steps and objective.substeps whose product is {base.sample.steps}"
+            )
+
+
+def check_plain(run: Run) -> None:
+    """Raise ValueError where a model that was trained for few steps would be trained on as any other."""
+    if not isinstance(run.objective, DenoisingConfig):
+        raise ValueError("the model was trained for few steps, and this one learns by denoising; build on its base")
 
 
 def taught_by(run: Run) -> dict[str, str]:
@@ -85,6 +124,8 @@ def taught_by(run: Run) -> dict[str, str]:
     made_from = {"objective": str(objective), "grid": str(run.grid)}
     if isinstance(objective, ProgressiveConfig):
         made_from["number of steps"] = str(run.sample.steps)
+    if isinstance(objective, ConsistencyConfig) and objective.first < objective.last:
+        made_from["length of the training, by which its grids grow"] = str(run.train_ldm.steps)
     if objective.needs_teacher:
         made_from["teacher"] = digest(Path(run.base))
     return made_from

@@ -90,7 +90,11 @@ def parse() -> argparse.Namespace:
     )
     tracing.add_argument("--control", type=Path, metavar="FOLDER", required=True, help="train_control.py writes one")
     tracing.add_argument("--control-scale", type=float, default=1.0, help="how closely: 0 not at all, 1 as trained")
-    tracing.add_argument("--drawn", action="store_true", help="the image is such a drawing of edges itself")
+    tracing.add_argument(
+        "--drawn",
+        action="store_true",
+        help="the image itself is to be followed: of edges white on black",
+    )
     restoring = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
     described = "; ".join(f"{name}: {what}" for name, what in OPERATORS.items())
     restoring.add_argument(
@@ -116,7 +120,7 @@ class Plan(NamedTuple):
     finish: Callable[[Tensor], Tensor] = lambda drawn: drawn
     hole: Tensor | None = None  # (1, 1, H, W), 1 where the results are not given
     residual: Callable[[Tensor], float] | None = None  # how far a result is from what was to be kept
-    kept: str = "measurements"  # what that is, in words
+    kept: str = "what was measured"  # what that is, in words
 
 
 def main() -> None:
@@ -154,7 +158,7 @@ def main() -> None:
         print(f"of the restored pictures {', '.join(decibels(image, one) for one in results)} dB")
     if plan.residual is not None:
         off = ", ".join(f"{plan.residual(one):.2g}" for one in results)
-        print(f"their own {plan.kept} differ from the given by {off} (root mean square)")
+        print(f"{plan.kept} differs in the results by {off} (root mean square)")
     if plan.hole is not None:
         inside = plan.hole.expand_as(image) > 0
         cut = [one[inside].view(1, 1, 1, -1) for one in (image, *results)]
@@ -214,9 +218,9 @@ def trace(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
     def residual(result: Tensor) -> float:
         return (hint_of(result) - hint).square().mean().sqrt().item()
 
-    before = [hint] if args.drawn else [image, hint]
-    legend = f"the {run.control.hint}" if args.drawn else f"the picture, its {run.control.hint}"
-    return Plan(before, legend, model.sampling.sample.steps, residual=residual, kept=run.control.hint)
+    before, legend = ([hint], "") if args.drawn else ([image, hint], "the picture, ")
+    kept, steps = "what was to be followed", model.sampling.sample.steps
+    return Plan(before, legend + kept, steps, residual=residual, kept=f"{kept} ({run.control.hint})")
 
 
 def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:

@@ -1,4 +1,4 @@
-"""What may be kept of a picture for a network to follow: each function a picture to a picture, (B, 3, H, W) in [-1, 1].
+"""Hints, what a ControlNet is shown of a picture: functions from (B, 3, H, W) to the same, both in [-1, 1].
 
 ``HINTS`` maps a configuration's name to it.
 """
@@ -12,9 +12,9 @@ LUMA = (0.299, 0.587, 0.114)  # of Rec. 601
 
 
 def edges(image: Tensor) -> Tensor:
-    """How steep it is, from -1 where it is flat to 1: the largest of the colours' differences over two pixels.
+    """The length of the colours' central differences, the largest of the three: -1 on flat ground, 1 for the most.
 
-    Not that of the brightness, for two colours may be as bright as each other.
+    Of the colours, for two that differ may be equally bright.
     """
     wide = pad(image, (1, 1, 1, 1), mode="replicate")  # (B, 3, H + 2, W + 2)
     across = wide[:, :, 1:-1, 2:] - wide[:, :, 1:-1, :-2]  # (B, 3, H, W)
@@ -24,14 +24,14 @@ def edges(image: Tensor) -> Tensor:
 
 
 def coarse(image: Tensor) -> Tensor:
-    """Squares of ``BLOCK`` x ``BLOCK`` pixels as their mean, or of as many pixels as the picture has."""
+    """The means of squares of ``BLOCK`` x ``BLOCK`` pixels, at their places; smaller squares in a smaller picture."""
     size = min(BLOCK, *image.shape[2:])
     means = avg_pool2d(image, size, ceil_mode=True, count_include_pad=False)
     return interpolate(means, scale_factor=size, mode="nearest")[:, :, : image.shape[2], : image.shape[3]]
 
 
 def gray(image: Tensor) -> Tensor:
-    """Its brightness alone."""
+    """The brightness, in all three channels."""
     weights = image.new_tensor(LUMA).view(1, 3, 1, 1)
     return (weights * image).sum(dim=1, keepdim=True).expand_as(image)
 

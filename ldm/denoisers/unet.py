@@ -204,6 +204,7 @@ class UNet(nn.Module):
                 down.append(Downsample(width))
                 skips.append(width)
         self.down = nn.ModuleList(down)
+        self.skip_widths = tuple(skips)
         self.middle = Stage(config, width, width, transformer=True)
         self.middle_end = ResBlock(config, width, width)
 
@@ -232,44 +233,46 @@ class UNet(nn.Module):
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | Prepared) -> Tensor:
         """F (B, O, H, W) in x's dtype. Raises ValueError where H or W is not divisible by the total downsampling."""
-        return self.rise(self.fall(x, t, cond)).to(x.dtype)
+        return self.decode(self.encode(x, t, cond)).to(x.dtype)
 
-    def fall(self, x: Tensor, t: Tensor, cond: Condition | Prepared, hint: Tensor | float = 0.0) -> "Fallen":
-        """The way down to the middle, of ``x`` whose first features ``hint`` (B, D, H, W) is added to."""
+    def encode(self, x: Tensor, t: Tensor, cond: Condition | Prepared, hint: Tensor | None = None) -> "Encoded":
+        """The way down and the middle; ``hint`` (B, D, H, W) is added to the first features of ``x``."""
         height, width = x.shape[2:]
         if height % self.multiple or width % self.multiple:
             raise ValueError(f"latent size {height}x{width} is not divisible by {self.multiple}; change the image size")
         text = self.prepare(cond) if isinstance(cond, Condition) else cond
-        keys_values = iter(text.keys_values)
+        pairs = iter(text.keys_values)
         c = self.time(t) if text.pooled is None else self.time(t) + text.pooled  # (B, E)
         c = silu(c)
-        h = self.conv_in(x) + hint  # (B, D, H, W)
+        h = self.conv_in(x)  # (B, D, H, W)
+        if hint is not None:
+            h = h + hint  # (B, D, H, W)
         if self.position:
             place = position_embedding(height, width, h.shape[1], x.device)  # (N, D)
             h = h + rearrange(place, "(h w) d -> d h w", h=height).to(h.dtype)  # (B, D, H, W)
         skips = [h]
         for part in self.down:
-            h = part(h, c, keys_values, text.mask) if isinstance(part, Stage) else part(h)  # (B, D, H / 2^i, W / 2^i)
+            h = part(h, c, pairs, text.mask) if isinstance(part, Stage) else part(h)  # (B, D, H / 2^i, W / 2^i)
             skips.append(h)
-        h = self.middle_end(self.middle(h, c, keys_values, text.mask), c)  # (B, D, H / multiple, W / multiple)
-        return Fallen(skips, h, c, keys_values, text.mask)
+        h = self.middle_end(self.middle(h, c, pairs, text.mask), c)  # (B, D, H / multiple, W / multiple)
+        return Encoded(skips, h, c, list(pairs), text.mask)
 
-    def rise(self, fallen: "Fallen") -> Tensor:
+    def decode(self, encoded: "Encoded") -> Tensor:
         """The way up from there: F (B, O, H, W)."""
-        skips, h, c, keys_values, mask = [*fallen.skips], *fallen[1:]
+        skips, pairs, h = list(encoded.skips), iter(encoded.keys_values), encoded.middle
         for part in self.up:
             if isinstance(part, Stage):
-                h = part(torch.cat([h, skips.pop()], dim=1), c, keys_values, mask)  # (B, D, H / 2^i, W / 2^i)
+                h = part(torch.cat([h, skips.pop()], dim=1), encoded.c, pairs, encoded.mask)  # (B, D, H / 2^i, W / 2^i)
             else:
                 h = part(h)  # (B, D, H / 2^(i - 1), W / 2^(i - 1))
         return self.conv_out(silu(self.norm(h)))  # (B, O, H, W)
 
 
-class Fallen(NamedTuple):
+class Encoded(NamedTuple):
     """What the way up of a U-Net takes from the way down."""
 
     skips: list[Tensor]  # (B, D, H / 2^i, W / 2^i) each, the largest first
     middle: Tensor  # (B, D, H / multiple, W / multiple)
     c: Tensor  # (B, E), the time and the pooled text
-    keys_values: Iterator[tuple[Tensor, Tensor]]  # of the transformers that are still to come
+    keys_values: list[tuple[Tensor, Tensor]]  # of the transformers on the way up
     mask: Tensor  # (B, 1, 1, L)

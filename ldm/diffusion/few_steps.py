@@ -24,11 +24,11 @@ from ldm.types import Condition, Grid, Level
 
 SLACK = 1e-6  # of times that were rounded to single precision
 
-Says = Callable[[Tensor, Level, Condition], Tensor]  # x, level, cond -> x0; each row has a level of its own
+Predict = Callable[[Tensor, Level, Condition], Tensor]  # x, level, cond -> x0; each row has a level of its own
 Grids = Callable[[int], Grid]  # that of so many steps
 
 
-class Asked(NamedTuple):
+class Example(NamedTuple):
     """What a network is shown in training, and what it should say of that; all (B, C, H, W) but the level."""
 
     x: Tensor
@@ -37,10 +37,10 @@ class Asked(NamedTuple):
     noise: Tensor
 
 
-class Ask(nn.Module):
-    """x0, noise, times (B,), cond and the number of the optimizer step -> ``Asked``."""
+class Examples(nn.Module):
+    """x0, noise, times (B,), cond and the number of the optimizer step -> ``Example``."""
 
-    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Asked:
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Example:
         raise NotImplementedError
 
 
@@ -62,7 +62,10 @@ class Ladder:
 
 @dataclass
 class Teacher:
-    """A trained network, driven by its ``guidance``: ``Says``. ``null`` is the empty prompt, of one row."""
+    """A trained network, driven by its ``guidance``, as ``Predict``; ``null`` is the empty prompt, of one row.
+
+    Guidance with momentum, which remembers the steps of a sampler, is none here: each row is at a step of its own.
+    """
 
     network: nn.Module
     process: Process
@@ -92,53 +95,55 @@ def said_by(network: nn.Module, process: Process, x: Tensor, level: Level, cond:
     return torch.where(torch.as_tensor(level.sigma) > 0, x0, x / level.alpha)
 
 
-class Progressive(Ask):
+class Progressive(Examples):
     """The x0 that takes x in one step where DDIM takes it in ``substeps`` of the teacher's.
 
     Salimans & Ho 2022 (arXiv:2202.00512, alg. 2), where there are two.
     """
 
-    def __init__(self, teacher: Says, ladder: Ladder, substeps: int) -> None:
+    def __init__(self, teacher: Predict, ladder: Ladder, substeps: int) -> None:
         super().__init__()
         self.teacher, self.ladder, self.substeps = teacher, ladder, substeps
 
     @torch.no_grad()
-    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Asked:
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Example:
         first = self.ladder.rung(t) // self.substeps * self.substeps  # (B,)
         levels = [self.ladder.level(first + i) for i in range(self.substeps + 1)]
         x = there = noised(x0, noise, levels[0])
         for now, to in pairwise(levels):
             there = move(there, self.teacher(there, now, cond), now, to)
-        x0 = led_to(x, there, levels[0], levels[-1])
-        return Asked(x, levels[0], x0, implied_noise(x, x0, levels[0]))
+        x0 = implied_x0(x, there, levels[0], levels[-1])
+        return Example(x, levels[0], x0, implied_noise(x, x0, levels[0]))
 
 
-def led_to(x: Tensor, there: Tensor, now: Level, to: Level) -> Tensor:
+def implied_x0(x: Tensor, there: Tensor, now: Level, to: Level) -> Tensor:
     """The x0 along which ``move`` takes ``x`` at ``now`` to ``there`` at ``to``; ``now`` has the more noise."""
     kept = to.sigma / now.sigma
     return (there - kept * x) / (to.alpha - kept * now.alpha)
 
 
-class Consistency(Ask):
+class Consistency(Examples):
     """What the network's own average says one rung further down the path of the same picture and noise.
 
     Song et al. 2023 (arXiv:2303.01469): the path is the teacher's (consistency distillation, alg. 2) or, without one,
     the straight one of the data and the noise (consistency training, alg. 3).
     """
 
-    def __init__(self, follower: "Follower", process: Process, ladder: Callable[[int], Ladder], teacher: Says | None):
+    def __init__(
+        self, follower: "Follower", process: Process, ladder: Callable[[int], Ladder], teacher: Predict | None
+    ):
         super().__init__()
         self.follower, self.process, self.ladder, self.teacher = follower, process, ladder, teacher
 
     @torch.no_grad()
-    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Asked:
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Example:
         ladder = self.ladder(step)
         rung = ladder.rung(t)  # (B,)
         now, to = ladder.level(rung), ladder.level(rung + 1)
         x = noised(x0, noise, now)
         there = noised(x0, noise, to) if self.teacher is None else move(x, self.teacher(x, now, cond), now, to)
         x0 = said_by(self.follower.at(step), self.process, there, to, cond)
-        return Asked(x, now, x0, implied_noise(x, x0, now))
+        return Example(x, now, x0, implied_noise(x, x0, now))
 
 
 class Follower(nn.Module):
@@ -146,12 +151,14 @@ class Follower(nn.Module):
 
     def __init__(self, network: nn.Module, decay: float) -> None:
         super().__init__()
-        self.average = deepcopy(network).requires_grad_(False).eval()
+        self.average = deepcopy(network).requires_grad_(False).eval() if decay else None
         self.followed, self.decay, self.step = [network], decay, -1  # in a list: it is no part of this module
 
     @torch.no_grad()
     def at(self, step: int) -> nn.Module:
-        """The average in optimizer step ``step``: it takes in the network once a step, before anything is learned."""
+        """What it is in optimizer step ``step``: it takes in the network once a step, before anything is learned."""
+        if self.average is None:
+            return self.followed[0]
         if step != self.step:
             self.step = step
             theirs = self.followed[0].state_dict()
@@ -185,16 +192,20 @@ class ProgressiveConfig:
             raise ValueError(f"substeps {self.substeps} is not at least 1; try substeps=2")
 
     def build(
-        self, *, network: nn.Module, process: Process, grids: Grids, drawn: int, trained: int, teacher: Says
-    ) -> Ask:
-        """The network learns ``drawn`` steps. ValueError where the grid of the teacher's steps lacks some of these."""
+        self, *, network: nn.Module, process: Process, grids: Grids, drawn: int, trained: int, teacher: Predict
+    ) -> Examples:
+        """The network learns ``drawn`` steps."""
+        return Progressive(teacher, self.ladder(grids, drawn), self.substeps)
+
+    def ladder(self, grids: Grids, drawn: int) -> Ladder:
+        """The teacher's steps, for a student of ``drawn``; ValueError where they do not pass all levels of these."""
         coarse, fine = grids(drawn), grids(drawn * self.substeps)
         if any(abs(float(a.t) - float(b.t)) > SLACK for a, b in zip(coarse, fine[:: self.substeps], strict=True)):
             raise ValueError(
                 f"grid: {len(fine) - 1} steps do not pass all levels of {drawn}, which objective=progressive wants; "
                 "use grid=uniform"
             )
-        return Progressive(teacher, Ladder(fine), self.substeps)
+        return Ladder(fine)
 
 
 @dataclass
@@ -205,7 +216,7 @@ class ConsistencyConfig:
     first: int = 10  # steps of the grid whose neighbours are compared; they double at even intervals ...
     last: int = 160  # ... up to so many (Song & Dhariwal 2023, arXiv:2310.14189, Sec. 3.4)
     decay: float = 0.0  # of the average that says it; 0 is the network as it is (Sec. 3.2 there)
-    huber: float = 0.00054  # c / sqrt(C H W) of the pseudo-Huber distance (Sec. 3.3 there); 0 is the squared one
+    huber: float = 0.00054  # c of the pseudo-Huber distance (Sec. 3.3 there), of a mean over numbers; 0: squared
 
     def __post_init__(self) -> None:
         if not 1 <= self.first <= self.last:
@@ -220,8 +231,8 @@ class ConsistencyConfig:
         return self.distill
 
     def build(
-        self, *, network: nn.Module, process: Process, grids: Grids, drawn: int, trained: int, teacher: Says | None
-    ) -> Ask:
+        self, *, network: nn.Module, process: Process, grids: Grids, drawn: int, trained: int, teacher: Predict | None
+    ) -> Examples:
         """For a training of ``trained`` optimizer steps."""
         ladders: dict[int, Ladder] = {}
 
@@ -233,7 +244,7 @@ class ConsistencyConfig:
 
     def steps_at(self, step: int, trained: int) -> int:
         """N in optimizer step ``step`` of ``trained``."""
-        stage = max(1, int(trained / (log2(self.last / self.first) + 1)))
+        stage = max(1, int(trained / (int(log2(self.last / self.first)) + 1)))
         return int(min(self.first * 2.0 ** min(step // stage, 64), self.last))
 
 

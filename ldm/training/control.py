@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from ldm.data.hints import HINTS
 from ldm.data.loader import first_batches
-from ldm.denoisers.control import Controlled, ControlNet, Told
+from ldm.denoisers.control import ControlInput, Controlled, ControlNet
 from ldm.diffusion.loss import DenoisingLoss, loss
-from ldm.diffusion.process import drop_text
 from ldm.diffusion.times import evenly_spread
 from ldm.folders import unet_of
 from ldm.pictures import grid
 from ldm.pipeline import TextToImage
+from ldm.training.denoiser import text_told
 from ldm.training.optim import TrainConfig
 from ldm.training.task import DataTask, Loss
 from ldm.types import Batch
@@ -54,25 +54,28 @@ class ControlTask(DataTask):
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self.model.encode(batch)
-        cond = drop_text(cond, self.null, self.text_dropout, generator)
-        told = Told(cond, cond, self._hints(batch))
+        cond = text_told(self.model, self.config, cond, self.null, self.text_dropout, generator)
+        told = ControlInput(cond, cond, self._hints(batch))
         return self.objective(self._controlled(network), latent, told, generator, step).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
         """The plain loss with the picture's own hint, with another picture's, and of the frozen network alone."""
         controlled, generator = self._controlled(network), torch.Generator().manual_seed(0)
-        sums, samples = dict.fromkeys(("loss", "loss_shuffled", "loss_without"), 0.0), 0
+        losses: dict[str, list[Tensor]] = {}
         for batch in self.held_out:
             latent, cond = self.model.encode(batch)
             hints, count = self._hints(batch), len(latent)
             t = evenly_spread(count, generator).to(latent.device)
             noise = torch.randn(latent.shape, generator=generator).to(latent.device)
-            own, others = Told(cond, cond, hints), Told(cond, cond, hints.roll(1, dims=0))
-            asked = (controlled, own), (controlled, others), (self.model.denoiser, cond)
-            for name, (net, told) in zip(sums, asked, strict=True):
-                sums[name] += loss(net, self.model.process, latent, told, t, noise).sum().item()
-            samples += count
-        return {name: value / samples for name, value in sums.items()}
+            asked: dict[str, tuple[nn.Module, Any]] = {
+                "loss": (controlled, ControlInput(cond, cond, hints)),
+                "loss_without": (self.model.denoiser, cond),
+            }
+            if count > 1:
+                asked["loss_shuffled"] = controlled, ControlInput(cond, cond, hints.roll(1, dims=0))
+            for name, (net, told) in asked.items():
+                losses.setdefault(name, []).append(loss(net, self.model.process, latent, told, t, noise))
+        return {name: torch.cat(each).mean().item() for name, each in losses.items()}
 
     def sample(self, network: nn.Module, picture: Path) -> None:
         """Held-out pictures, what is to be followed of each, and what is drawn along it: a row of each."""

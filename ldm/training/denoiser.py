@@ -20,9 +20,24 @@ from ldm.pictures import grid
 from ldm.pipeline import TextToImage
 from ldm.training.optim import TrainConfig, resolve_precision
 from ldm.training.task import DataTask, Loss
-from ldm.types import Batch
+from ldm.types import Batch, Condition
 
 NUM_PICTURES = 16  # in a sample grid
+
+
+def text_told(
+    model: TextToImage,
+    config: TrainConfig,
+    cond: Condition,
+    null: Condition,
+    dropout: float,
+    generator: torch.Generator,
+) -> Condition:
+    """``cond`` as a network in training is told it, with a share ``dropout`` of its rows replaced by ``null``."""
+    cond = drop_text(cond, null, dropout, generator)
+    if config.compile:  # it would be compiled anew for every length
+        cond = cond.pad(model.text.context_length)
+    return cond
 
 
 class DenoiserTask(DataTask):
@@ -59,9 +74,7 @@ class DenoiserTask(DataTask):
     def loss(self, network: nn.Module, batch: Batch | Latents, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
-        cond = drop_text(cond, self.null, self.text_dropout, generator)
-        if self.config.compile:  # it would be compiled anew for every length
-            cond = cond.pad(self.model.text.context_length)
+        cond = text_told(self.model, self.config, cond, self.null, self.text_dropout, generator)
         return self.objective(network, latent, cond, generator, step).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from ldm.denoisers.control import Controlled, ControlNet, Told
+from ldm.denoisers.control import ControlInput, Controlled, ControlNet
 from ldm.denoisers.unet import UNetConfig
 from ldm.types import Condition
 
@@ -48,7 +48,7 @@ def test_it_begins_as_the_frozen_network_bit_for_bit(name):
     net = network(name)
     x, t, cond, hint = inputs()
     controlled = Controlled(net, ControlNet(net, 4))
-    assert torch.equal(controlled(x, t, Told(cond, cond, hint)), net(x, t, cond))
+    assert torch.equal(controlled(x, t, ControlInput(cond, cond, hint)), net(x, t, cond))
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -57,7 +57,7 @@ def test_only_the_copy_learns_and_all_of_it_does_once_its_zeros_are_gone(name):
     before = {key: value.clone() for key, value in net.state_dict().items()}
     control = stirred(ControlNet(net, 4))
     x, t, cond, hint = inputs()
-    Controlled(net, control)(x, t, Told(cond, cond, hint)).square().mean().backward()
+    Controlled(net, control)(x, t, ControlInput(cond, cond, hint)).square().mean().backward()
     assert all(weight.grad is None for weight in net.parameters())
     assert [key for key, weight in control.named_parameters() if weight.grad is None or not weight.grad.any()] == []
     assert all(torch.equal(value, before[key]) for key, value in net.state_dict().items())
@@ -67,9 +67,9 @@ def test_at_first_only_the_last_convolutions_learn():
     net = network()
     control = ControlNet(net, 4)
     x, t, cond, hint = inputs()
-    Controlled(net, control)(x, t, Told(cond, cond, hint)).square().mean().backward()
+    Controlled(net, control)(x, t, ControlInput(cond, cond, hint)).square().mean().backward()
     learning = {key.split(".")[0] for key, weight in control.named_parameters() if weight.grad.any()}
-    assert learning == {"leave"}
+    assert learning == {"zero_convs"}
 
 
 def test_the_equation():
@@ -77,20 +77,27 @@ def test_the_equation():
     net = network()
     control = stirred(ControlNet(net, 4))
     x, t, cond, hint = inputs()
-    told = Told(net.prepare(cond), control.copy.prepare(cond), hint)
-    ours, theirs = net.fall(x, t, told.network), control.copy.fall(x, t, told.control, control.enter(hint))
-    parts = [ours.middle, *ours.skips], [theirs.middle, *theirs.skips], [control.leave[-1], *control.leave[:-1]]
-    middle, *skips = (a + 0.5 * leave(b) for a, b, leave in zip(*parts, strict=True))
-    expected = net.rise(ours._replace(skips=skips, middle=middle))
+    told = ControlInput(net.prepare(cond), control.encoder.prepare(cond), hint)
+    ours, theirs = (
+        net.encode(x, t, told.network),
+        control.encoder.encode(x, t, told.control, control.hint_encoder(hint)),
+    )
+    parts = (
+        [ours.middle, *ours.skips],
+        [theirs.middle, *theirs.skips],
+        [control.zero_convs[-1], *control.zero_convs[:-1]],
+    )
+    middle, *skips = (a + 0.5 * conv(b) for a, b, conv in zip(*parts, strict=True))
+    expected = net.decode(ours._replace(skips=skips, middle=middle))
     torch.testing.assert_close(Controlled(net, control, scale=0.5)(x, t, told), expected)
     assert torch.equal(Controlled(net, control, scale=0.0)(x, t, told), net(x, t, cond))
 
 
 def test_the_copy_has_no_way_up():
     net = network()
-    names = {key.split(".")[1] for key in ControlNet(net, 4).state_dict() if key.startswith("copy.")}
+    names = {key.split(".")[1] for key in ControlNet(net, 4).state_dict() if key.startswith("encoder.")}
     assert names == {"time", "conv_in", "down", "middle", "middle_end", "prepare"}
-    assert len(ControlNet(net, 4).copy.prepare.keys_values) == 2 < len(net.prepare.keys_values)
+    assert len(ControlNet(net, 4).encoder.prepare.keys_values) == 2 < len(net.prepare.keys_values)
 
 
 def test_one_picture_of_its_own_goes_with_every_row():
@@ -100,7 +107,7 @@ def test_one_picture_of_its_own_goes_with_every_row():
     alone = Controlled(net, control, hint[:1])
     torch.testing.assert_close(
         alone(x, t, alone.prepare(cond)),
-        Controlled(net, control)(x, t, Told(cond, cond, hint[:1].expand(3, -1, -1, -1))),
+        Controlled(net, control)(x, t, ControlInput(cond, cond, hint[:1].expand(3, -1, -1, -1))),
     )
     assert not torch.allclose(alone(x, t, cond), Controlled(net, control, hint[1:2])(x, t, cond))
     with pytest.raises(ValueError, match="no picture to follow"):
@@ -118,10 +125,19 @@ def test_it_learns_what_the_frozen_network_cannot_know():
         x, t = torch.randn(16, 4, 8, 8, generator=generator), torch.rand(16, generator=generator)
         cond = condition(16)
         light = 2 * torch.rand(16, 1, 1, 1, generator=generator) - 1
-        said = Controlled(net, control)(x, t, Told(cond, cond, light.expand(16, 3, 32, 32)))
+        said = Controlled(net, control)(x, t, ControlInput(cond, cond, light.expand(16, 3, 32, 32)))
         loss = (said.mean(dim=(1, 2, 3)) - net(x, t, cond).mean(dim=(1, 2, 3)) - light.flatten()).square().mean()
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
     assert sum(losses[-10:]) < sum(losses[:10]) / 10
+
+
+def test_a_copy_of_a_network_in_evaluation_learns_with_its_dropout():
+    config = UNetConfig(width=8, multipliers=[1], blocks=1, attention_levels=[], heads=2, dropout=0.5)
+    net = stirred(config.build(channels=4, text_width=6, pooled_width=5)).eval()
+    control = stirred(ControlNet(net, 4))
+    x, t, cond, hint = inputs()
+    one, other = (Controlled(net, control)(x, t, ControlInput(cond, cond, hint)) for _ in range(2))
+    assert not torch.equal(one, other)

@@ -13,7 +13,7 @@ from ldm.diffusion.few_steps import (
     Ladder,
     ProgressiveConfig,
     Teacher,
-    led_to,
+    implied_x0,
     said_by,
 )
 from ldm.diffusion.grids import GRIDS, uniform
@@ -93,9 +93,9 @@ def level_of(level: Level, row: int) -> Level:
 def test_one_step_along_what_is_asked_is_the_teachers_steps_of_ddim(schedule, substeps):
     """Salimans & Ho 2022, alg. 2, on each of the student's steps."""
     made = process("v", schedule)
-    ask = built(ProgressiveConfig(substeps), made, teacher=exact(made))
+    examples = built(ProgressiveConfig(substeps), made, teacher=exact(made))
     x0, noise, t, cond = drawn()
-    asked = ask(x0, noise, t, cond, 0)
+    asked = examples(x0, noise, t, cond, 0)
     fine = uniform(schedule, 4 * substeps)
     for row, time in enumerate(t):
         first = max(i for i in range(4) if float(fine[i * substeps].t) >= time - 1e-6)
@@ -116,10 +116,10 @@ def test_x0_and_noise_that_are_asked_for_make_x():
         torch.testing.assert_close(noised(asked.x0, asked.noise, asked.level), asked.x)
 
 
-def test_led_to_is_move_the_other_way_round():
+def test_implied_x0_is_move_the_other_way_round():
     now, to = FLOW.level(0.8), FLOW.level(0.3)
     x, x0 = torch.randn(2, 3, 2, 4, 4).unbind(0)
-    torch.testing.assert_close(led_to(x, move(x, x0, now, to), now, to), x0)
+    torch.testing.assert_close(implied_x0(x, move(x, x0, now, to), now, to), x0)
 
 
 @pytest.mark.parametrize("interval", [[0.0, 1.0], [0.4, 0.8], [0.9, 1.0], [0.05, 0.06]])
@@ -167,8 +167,8 @@ def test_a_consistency_function_loses_nothing_on_the_teachers_path(target, facto
     for steps in (20, 40):
         config = ConsistencyConfig(distill=True, first=steps, last=steps, huber=0.0)
         perfect = Normal(made, jumps=True)
-        ask = built(config, made, network=perfect, teacher=exact(made))
-        objective = DenoisingLoss(made, TIMES["uniform"]().build(FLOW), ask=ask)
+        examples = built(config, made, network=perfect, teacher=exact(made))
+        objective = DenoisingLoss(made, TIMES["uniform"]().build(FLOW), examples=examples)
         x0, _, _, cond = drawn(256)
         left.append(objective(perfect, x0, cond, torch.Generator().manual_seed(1)).mean().item())
     assert left[1] < left[0] / factor < 1e-3
@@ -208,12 +208,12 @@ def test_only_the_network_learns():
     teacher = Teacher(taught, made, GuidanceConfig(scale=2.0), condition(1))
     for config in (ProgressiveConfig(), ConsistencyConfig(distill=True, decay=0.5), ConsistencyConfig()):
         network = Normal(made)
-        ask = built(config, network=network, teacher=teacher)
-        objective = DenoisingLoss(made, TIMES["uniform"]().build(FLOW), ask=ask, huber=config.huber)
+        examples = built(config, network=network, teacher=teacher)
+        objective = DenoisingLoss(made, TIMES["uniform"]().build(FLOW), examples=examples, huber=config.huber)
         x0, _, _, cond = drawn()
         objective(network, x0, cond, torch.Generator().manual_seed(0)).mean().backward()
         assert network.scale.grad.abs() > 0 and taught.scale.grad is None
-        assert all(weight.grad is None for weight in ask.parameters())
+        assert all(weight.grad is None for weight in examples.parameters())
 
 
 def test_the_pseudo_huber_distance():
@@ -260,14 +260,81 @@ def test_ddim_that_keeps_no_noise_is_multistep_consistency_sampling():
 def test_a_grid_whose_steps_are_not_parts_of_the_larger_ones_is_refused():
     karras = GRIDS["karras"]()
     with pytest.raises(ValueError, match=r"grid: 8 steps do not pass all levels of 4, .*; use grid=uniform"):
-        ProgressiveConfig().build(
-            network=Normal(process()),
-            process=process(),
-            grids=lambda steps: karras(FLOW, steps),
-            drawn=4,
-            trained=9,
-            teacher=exact(),
-        )
+        ProgressiveConfig().ladder(lambda steps: karras(FLOW, steps), 4)
+
+
+@pytest.mark.parametrize("name", ["progressive", "consistency"])
+def test_times_by_importance_learn_from_what_is_asked(name):
+    """The losses are noted at the times that were drawn, not at those of the few steps."""
+    made, config = process(), OBJECTIVES[name]()
+    times = TIMES["importance"](bands=20, history=1).build(FLOW)
+    network = Normal(made, jumps=True)
+    objective = DenoisingLoss(made, times, examples=built(config, network=network, teacher=exact()))
+    x0, _, _, cond = drawn(60)
+    objective(network, x0, cond, torch.Generator().manual_seed(0))
+    assert bool(times.seen.min()) and times.shares().std() > 0
+
+
+class Gain(nn.Module):
+    """x0 = g(t) x for a flow, g by a few tent functions of t."""
+
+    def __init__(self, tents=11):
+        super().__init__()
+        self.gains = nn.Parameter(torch.linspace(1, 0.5, tents))
+
+    def gain(self, t):
+        place = t * (len(self.gains) - 1)
+        low = place.floor().long().clamp(max=len(self.gains) - 2)
+        return torch.lerp(self.gains[low], self.gains[low + 1], place - low)
+
+    def prepare(self, cond):
+        return cond
+
+    def forward(self, x, t, cond):
+        return (1 - self.gain(t).view(-1, 1, 1, 1)) * x / FLOW.level(t).sigma
+
+
+def learned(config, drawn_in):
+    """A ``Gain`` after 400 steps of a training on normal data, with an exact teacher."""
+    made, network, steps = process(), Gain(), 400
+    examples = built(config, made, network=network, teacher=exact(made), drawn_in=drawn_in)
+    objective = DenoisingLoss(made, TIMES["uniform"]().build(FLOW), examples=examples, huber=config.huber)
+    optimizer = torch.optim.Adam(network.parameters(), lr=0.02)
+    pace = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.01, steps)
+    generator = torch.Generator().manual_seed(0)
+    for step in range(steps):
+        x0 = S * torch.randn(64, 2, 4, 4, generator=generator)
+        loss = objective(network, x0, condition(64), generator, step).mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        pace.step()
+    return network
+
+
+def ends(network, steps):
+    """Where each level of ``steps`` is led to by the steps from there, from x = 1."""
+    grid, denoise = uniform(FLOW, steps), process().denoiser(network, condition(1))
+    return [ddim(denoise, torch.ones(1, 2, 4, 4), Grid(grid[i:], FLOW), torch.Tensor).mean() for i in range(steps)]
+
+
+@pytest.mark.parametrize("distill", [True, False])
+def test_a_consistency_model_learns_where_the_steps_of_its_grid_lead(distill):
+    """From each level to where DDIM's steps from there end, along the teacher's path and along that of the data.
+
+    Both are the same where x0 is linear in x, as the best one is on normal data.
+    """
+    network = learned(ConsistencyConfig(distill=distill, first=10, last=10), 1)
+    gains = network.gain(torch.tensor([float(level.t) for level in uniform(FLOW, 10)[:-1]])).detach()
+    torch.testing.assert_close(gains, torch.stack(ends(Normal(process()), 10)).detach(), atol=0.02, rtol=0)
+
+
+def test_a_student_learns_to_take_its_teachers_steps_at_once():
+    """In five steps it comes to where the teacher comes in twenty."""
+    network = learned(ProgressiveConfig(substeps=4), 5)
+    reached, goal = (torch.stack(found).detach() for found in (ends(network, 5), ends(Normal(process()), 20)[::4]))
+    torch.testing.assert_close(reached, goal, atol=0.01, rtol=0)
+    assert (torch.stack(ends(Normal(process()), 5)) - goal).abs().max() > 0.05
 
 
 @pytest.mark.parametrize(

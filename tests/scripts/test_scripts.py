@@ -210,7 +210,7 @@ def test_a_picture_is_edited(chain, tmp_path, way, panels):
     assert status == 0, errors
     assert pixels(tmp_path / "out.png").shape == (68, 66 * panels + 2, 3)
     assert ("PSNR" in printed) == (way[0] in ("fill", "restore"))
-    off = re.search(r"differ from the given by ([\d., e-]+) \(root", printed)
+    off = re.search(r"what was measured differs in the results by ([\d., e-]+) \(root", printed)
     assert (off is not None) == (way[0] == "restore")
     assert off is None or (len(off[1].split(", ")) == 2 and all(float(number) > 0 for number in off[1].split(", ")))
 

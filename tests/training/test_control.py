@@ -1,5 +1,6 @@
 """ControlNets as a stage: trained, saved, loaded, drawn with; and what they are refused with."""
 
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -91,12 +92,47 @@ def test_a_dit_has_none(tmp_path):
     assert not (tmp_path / "control").exists()
 
 
-def test_a_run_does_not_go_on_with_another_hint_or_another_model(run):
+def test_a_run_does_not_go_on_with_another_hint_or_another_model(run, tmp_path):
     common = [*SETTINGS, f"out={run.out}", "train_control.steps=6"]
     with pytest.raises(ValueError, match=r"another hint \(edges, now gray\)"):
         train_control(load(Run, None, [*common, "control.hint=gray"]), CPU)
+    shutil.copytree(run.out, tmp_path / "run")
+    out = f"out={tmp_path / 'run'}"
+    train_ldm(load(Run, None, [*SETTINGS, out, "train_ldm.steps=5"]), CPU)
     with pytest.raises(ValueError, match="another denoiser"):
-        train_control(load(Run, None, [*common, f"base={shipped_model()}"]), CPU)
+        train_control(load(Run, None, [*SETTINGS, out, "train_control.steps=6"]), CPU)
+
+
+def test_a_control_beside_another_denoiser_of_the_same_kind_is_warned_of(run, tmp_path, capsys):
+    further = load(Run, None, [*SETTINGS, f"base={run.out}/model", f"out={tmp_path}", "train_ldm.steps=1"])
+    load_control(Path(run.out) / "control", load_model(train_ldm(further, CPU)))
+    assert "was trained beside another denoiser" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        ("denoiser.width=24", "denoiser.width=24 is asked for, and .*model has 16"),
+        ("schedule.shift=2", "schedule.shift=2.0 is asked for, and .* has 1.5"),
+        ("process.target=v", "process.target=v is asked for"),
+    ],
+)
+def test_what_is_not_the_models_is_refused_and_not_passed_over(run, change, says):
+    with pytest.raises(ValueError, match=says):
+        train_control(load(Run, None, [*SETTINGS, f"out={run.out}", change]), CPU)
+
+
+def test_the_runs_own_model_comes_before_its_base(run, capsys):
+    changes = ["train_control.steps=4", f"base={shipped_model()}"]
+    train_control(load(Run, None, [*SETTINGS, f"out={run.out}", *changes]), CPU)
+    assert f"building on {run.out}/model" in capsys.readouterr().out
+
+
+def test_a_model_for_few_steps_has_none(run, tmp_path):
+    few = ["objective=consistency", "sampler=ddim", "sample.steps=1"]
+    train_ldm(load(Run, None, [*SETTINGS, *few, f"out={tmp_path}", "train_ldm.steps=1"]), CPU)
+    with pytest.raises(ValueError, match="was trained for few steps"):
+        train_control(load(Run, None, [*SETTINGS, f"out={tmp_path}"]), CPU)
 
 
 def test_a_hint_that_nobody_knows_is_refused():
@@ -112,8 +148,8 @@ def test_a_picture_is_traced(run, tmp_path, options, panels):
     status, printed, errors = call("edit.py", "trace", "--control", f"{run.out}/control", *options, *common)
     assert status == 0, errors
     assert np.asarray(Image.open(out)).shape == (68, 66 * panels + 2, 3)
-    assert "their own edges differ from the given by" in printed
-    assert ("the picture, its edges" in printed) == (options != ("--drawn",))
+    assert "what was to be followed (edges) differs in the results by" in printed
+    assert ("the picture, what was to be followed" in printed) == (options != ("--drawn",))
 
 
 @pytest.mark.parametrize(

@@ -1,12 +1,12 @@
 """Distillation as a stage: a student that learns its teacher's steps, what it is refused with, what it goes on with."""
 
-import shutil
 from dataclasses import replace
 
 import pytest
 import torch
 
-from ldm.config import load
+from ldm import stages
+from ldm.config import load, to_yaml
 from ldm.folders import load_model
 from ldm.run import Run
 from ldm.stages import train_clip, train_ldm
@@ -49,7 +49,7 @@ def latents(model, *changes):
     return torch.cat(kept)
 
 
-def test_a_student_comes_to_where_its_guided_teacher_does_in_twice_the_steps(settings, base, tmp_path):
+def test_a_student_that_is_not_guided_comes_to_where_its_guided_teacher_does(settings, base, tmp_path):
     pace = ["train_ldm.steps=150", "train_ldm.lr=3e-3", "train_ldm.ema=0.9", "train_ldm.save_every=150"]
     folder = taught(settings, base, tmp_path, "objective=progressive", *pace, "train_ldm.validate_every=150")
     teacher, student = load_model(base), load_model(folder)
@@ -66,9 +66,8 @@ def test_a_consistency_model_trains_with_and_without_a_teacher_and_draws_in_one_
     for distill in ("true", "false"):
         changes = ["objective=consistency", f"objective.distill={distill}", "sample.steps=1"]
         model = load_model(taught(settings, base, tmp_path / distill, *changes))
-        drawn = latents(model)
-        assert drawn.isfinite().all() and drawn.std() > 0.1
-        assert model.sampling.rehearsal(model.process.schedule)[0] == 1
+        assert model.sampling.rehearsal(model.process.schedule) == (1, False)
+        assert not torch.allclose(latents(model), latents(load_model(base), "sample.steps=1", "guidance.scale=1"))
 
 
 @pytest.mark.parametrize(
@@ -80,13 +79,20 @@ def test_a_consistency_model_trains_with_and_without_a_teacher_and_draws_in_one_
         (["objective=progressive", "sampler=dpm_solver_pp"], "set sampler=ddim"),
         (["objective=progressive", "sampler.eta=1"], "set sampler=ddim"),
         (["objective=progressive", "grid=karras", "objective.substeps=3"], "use grid=uniform"),
-        (["objective=consistency", "train_ldm.optimizer=adamw", "train_ldm.shard=true"], "train_ldm.shard=false"),
-        (["objective=consistency", "process.offset_noise=0.1"], "process.offset_noise 0.1 has no part .* set it to 0"),
         (
-            ["objective=consistency", "process.learned_variance=true"],
+            ["objective=consistency", "sample.steps=1", "train_ldm.optimizer=adamw", "train_ldm.shard=true"],
+            "train_ldm.shard=false",
+        ),
+        (["objective=consistency"], "draws in another way; set sampler=ddim sampler.eta=1000"),
+        (
+            ["objective=consistency", "sample.steps=1", "process.offset_noise=0.1"],
+            "process.offset_noise 0.1 has no part .* set it to 0",
+        ),
+        (
+            ["objective=consistency", "sampler.eta=1000", "process.learned_variance=true"],
             "learned_variance True has no part .* set it to False",
         ),
-        (["objective=progressive", "schedule.shift=2"], "another noise schedule"),
+        (["objective=progressive", "schedule.shift=2"], r"another noise schedule .* its own: .*schedule.shift=1.5"),
     ],
 )
 def test_what_does_not_go_with_an_objective_is_refused_before_anything_is_trained(
@@ -113,7 +119,7 @@ def test_a_teacher_that_reads_by_another_text_encoder_is_refused(settings, base,
         ("grid=quadratic", "another grid"),
         ("base={other}", "another teacher"),
         ("objective=denoising", "objective.name was progressive and is now denoising"),
-        ("objective=consistency", "another objective"),
+        ("objective=consistency sample.steps=1", "another objective"),
     ],
 )
 def test_a_student_does_not_go_on_with_another_teacher_or_other_steps(settings, base, tmp_path, change, says):
@@ -123,15 +129,40 @@ def test_a_student_does_not_go_on_with_another_teacher_or_other_steps(settings, 
         change = f"base={train_ldm(load(Run, None, more), CPU)}"
     common = ["objective=progressive", "train_ldm.steps=4"]
     with pytest.raises(ValueError, match=says):
-        taught(settings, base, tmp_path / "run", *common, change)
+        taught(settings, base, tmp_path / "run", *common, *change.split())
 
 
-def test_a_training_of_an_earlier_version_which_knew_one_objective_goes_on(settings, base, tmp_path):
-    """Its checkpoint has no word of one."""
+def test_a_consistency_training_does_not_go_on_longer_for_its_grids_would_shrink(settings, base, tmp_path):
+    common = ["objective=consistency", "sample.steps=1"]
+    taught(settings, base, tmp_path, *common, "train_ldm.steps=2")
+    with pytest.raises(ValueError, match=r"another length of the training.* \(2, now 4\)"):
+        taught(settings, base, tmp_path, *common, "train_ldm.steps=4")
+
+
+def test_a_student_teaches_the_steps_that_it_knows_and_no_others(settings, base, tmp_path):
+    student = taught(settings, base, tmp_path / "two", "objective=progressive", "train_ldm.steps=1")
+    taught(settings, student, tmp_path / "one", "objective=progressive", "train_ldm.steps=1", "sample.steps=1")
+    for name, change in (("more", "sample.steps=2"), ("otherwise", "objective=consistency objective.distill=true")):
+        changes = ["objective=progressive", "train_ldm.steps=1", "sample.steps=1", *change.split()]
+        with pytest.raises(ValueError, match="knows 2 steps and no others"):
+            taught(settings, student, tmp_path / name, *changes)
+
+
+@pytest.mark.parametrize("change", ["guidance.momentum=-0.5", "sample.clip=3"])
+def test_what_a_base_does_in_drawing_that_cannot_be_learned_is_refused(settings, base, tmp_path, change):
+    drawing = tmp_path / "base"
+    train_ldm(load(Run, None, [*settings, f"base={base}", f"out={drawing}", "train_ldm.steps=1", change]), CPU)
+    with pytest.raises(ValueError, match=f"draws with {change.replace('=', ' ')}"):
+        taught(settings, drawing / "model", tmp_path / "run", "objective=progressive")
+
+
+def test_a_training_of_an_earlier_version_which_knew_one_objective_goes_on(settings, tmp_path, capsys, monkeypatch):
+    """Its checkpoint and its configuration have no word of one."""
     run = load(Run, None, [*settings, f"out={tmp_path}", "train_ldm.steps=2"])
-    train_ldm(run, CPU)
-    state = next((tmp_path / "training" / "denoiser" / "state").glob("step-00000002")) / "state.json"
-    assert "another" not in state.read_text() and '"objective' not in state.read_text()
-    shutil.rmtree(tmp_path / "model")
+    with monkeypatch.context() as earlier:
+        earlier.setattr(stages, "to_yaml", lambda run: to_yaml(run).replace("objective:\n  name: denoising\n", ""))
+        train_ldm(run, CPU)
+    state = tmp_path / "training" / "denoiser" / "state" / "step-00000002" / "state.json"
+    assert "objective" not in state.read_text()
     train_ldm(replace(run, train_ldm=replace(run.train_ldm, steps=3)), CPU)
-    assert (tmp_path / "model").exists()
+    assert "going on from" in capsys.readouterr().out

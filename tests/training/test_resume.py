@@ -29,6 +29,7 @@ STAGES = {
 SECTION = {"denoiser": "train_ldm"}
 FILES = ("weights", "ema", "optimizer", "learned")
 UNET = ("denoiser.width=16", "denoiser.multipliers=[1]", "denoiser.attention_levels=[]", "denoiser.heads=2")
+PLAIN = [*(option for option in TINY if not option.startswith("denoiser")), *UNET]
 BANDS = ("times=importance", "times.bands=2", "times.history=1")  # of denoisers: something else that is learned
 
 
@@ -39,8 +40,7 @@ def parts(tmp_path_factory):
     folder = tmp_path_factory.mktemp("parts")
     for stage in ("autoencoder", "clip"):
         STAGES[stage](load(Run, None, [*TINY, f"out={folder}", f"train_{stage}.steps=1"]), CPU)
-    plain = [option for option in TINY if not option.startswith("denoiser")]
-    train_ldm(load(Run, None, [*plain, *UNET, f"out={folder}", "train_ldm.steps=1"]), CPU)
+    train_ldm(load(Run, None, [*PLAIN, f"out={folder}", "train_ldm.steps=1"]), CPU)
     return folder
 
 
@@ -54,7 +54,8 @@ def trained(stage, parts, out, steps, workers, *changes):
     options = [f"{section}.{key}={value}" for key, value in settings.items()]
     options += [f"base={parts}/model"] if stage == "control" else []
     random.seed(steps), np.random.seed(workers), torch.manual_seed(7 * steps + workers)  # noqa: NPY002
-    STAGES[stage](load(Run, None, [*TINY, *BANDS, "cache.use=never", f"out={out}", *options, *changes]), CPU)
+    base = PLAIN if stage == "control" else TINY
+    STAGES[stage](load(Run, None, [*base, *BANDS, "cache.use=never", f"out={out}", *options, *changes]), CPU)
     path = newest(out / "training" / stage / "state")
     held = [file for name in FILES if (file := path / f"{name}.safetensors").exists()]
     assert len(held) == 3 + (stage in ("denoiser", "control"))
@@ -68,7 +69,17 @@ def trained(stage, parts, out, steps, workers, *changes):
         ("clip", []),
         ("denoiser", []),
         ("denoiser", ["cache.use=always"]),
-        ("denoiser", ["objective=consistency", "objective.decay=0.5", "objective.first=2", "objective.last=4"]),
+        (
+            "denoiser",
+            [
+                "objective=consistency",
+                "objective.decay=0.5",
+                "objective.first=2",
+                "objective.last=2",
+                "sample.steps=1",
+                "sampler=ddim",
+            ],
+        ),
         ("classifier", []),
         ("control", []),
     ],
