@@ -9,6 +9,7 @@ Legend: B batch, C latent channels, H W latent size, N steps.
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import cache
 from itertools import pairwise
 from math import log2
 from typing import Any, ClassVar, NamedTuple
@@ -123,7 +124,7 @@ def implied_x0(x: Tensor, there: Tensor, now: Level, to: Level) -> Tensor:
 
 
 class Consistency(Examples):
-    """What the network's own average says one rung further down the path of the same picture and noise.
+    """What the network, or its average, says one rung further down the path of the same picture and noise.
 
     Song et al. 2023 (arXiv:2303.01469): the path is the teacher's (consistency distillation, alg. 2) or, without one,
     the straight one of the data and the noise (consistency training, alg. 3).
@@ -131,7 +132,7 @@ class Consistency(Examples):
 
     def __init__(
         self, follower: "Follower", process: Process, ladder: Callable[[int], Ladder], teacher: Predict | None
-    ):
+    ) -> None:
         super().__init__()
         self.follower, self.process, self.ladder, self.teacher = follower, process, ladder, teacher
 
@@ -234,13 +235,9 @@ class ConsistencyConfig:
         self, *, network: nn.Module, process: Process, grids: Grids, drawn: int, trained: int, teacher: Predict | None
     ) -> Examples:
         """For a training of ``trained`` optimizer steps."""
-        ladders: dict[int, Ladder] = {}
-
-        def ladder(step: int) -> Ladder:
-            count = self.steps_at(step, trained)
-            return ladders.setdefault(count, Ladder(grids(count)))
-
-        return Consistency(Follower(network, self.decay), process, ladder, teacher)
+        ladder = cache(lambda count: Ladder(grids(count)))
+        follower = Follower(network, self.decay)
+        return Consistency(follower, process, lambda step: ladder(self.steps_at(step, trained)), teacher)
 
     def steps_at(self, step: int, trained: int) -> int:
         """N in optimizer step ``step`` of ``trained``."""

@@ -14,7 +14,8 @@ FREE = {
     *("steps", "keep", "tracker", "workers"),
     *("log_every", "validate_every", "validate_samples", "sample_every", "save_every", "score_every", "score_prompts"),
 }
-DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}  # sections that no training step reads
+# sections that no training step reads; what an objective takes of them is among its conditions
+DRAWING = {"sampler", "grid", "guidance", "sample", "out", "base", "cache"}
 DECODER_ALONE = {"autoencoder.decoder_width", "autoencoder.decoder_blocks"}  # what no latent depends on
 UNREAD = {  # sections and settings that a stage's training does not read either
     "autoencoder": {
