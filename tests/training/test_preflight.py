@@ -20,7 +20,13 @@ GAN = f"train_autoencoder.py --config {SCRIPTS.parent / 'configs' / 'shapes_gan.
 TRAININGS = [*sorted(path.name for path in SCRIPTS.glob("train_*.py")), "cache_latents.py", GAN]
 UNTRAINED = [override for override in TINY if not override.startswith(("autoencoder.", "text."))]  # shipped stages
 CODED = [*TINY, "bottleneck=vq", "bottleneck.codes=16", "autoencoder.channels=4"]
-OWN = {"train_autoencoder.py": TINY, "train_clip.py": TINY, "train_prior.py": CODED}  # settings by script
+SHIPPED = ["data.length=64", "train_control.batch=2", "train_control.validate_samples=2", "train_control.workers=0"]
+OWN = {  # settings by script
+    "train_autoencoder.py": TINY,
+    "train_clip.py": TINY,
+    "train_control.py": SHIPPED,
+    "train_prior.py": CODED,
+}
 
 
 def contents(folder):

@@ -88,8 +88,8 @@ def clip_trainer(folder, batch):
 class OfTheSample(DenoisingLoss):
     """The loss whose draws are functions of the latents: these are what it draws from."""
 
-    def __call__(self, network, x0, cond, generator):
-        return super().__call__(network, x0, cond, x0)
+    def __call__(self, network, x0, cond, generator, step=0):
+        return super().__call__(network, x0, cond, x0, step)
 
 
 class TimesOfTheSample(TimeSampler):
