@@ -95,7 +95,7 @@ class Run(Sampling):
         TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
     train_control: TrainConfig = section(
-        TrainConfig, steps=2_000, batch=32, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
+        TrainConfig, steps=600, batch=16, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
     train_prior: TrainConfig = section(
         TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
