@@ -98,7 +98,8 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
     "adamw" is Loshchilov & Hutter's (arXiv:1711.05101). "muon" orthogonalises the momentum of every weight of a
     linear or convolution layer, the latter as a matrix (out, in k k) (https://kellerjordan.github.io/posts/muon),
     scaled so that AdamW's learning rates serve (Liu et al. 2025, arXiv:2502.16982, Sec. 2.2), by the first
-    ``muon_iterations`` of Newton-Schulz with timm's coefficients; all else, such as tables and vectors, gets NAdamW.
+    ``muon_iterations`` of Newton-Schulz with timm's coefficients, in bfloat16 where the hardware multiplies it; all
+    else, such as tables and vectors, gets NAdamW.
     """
     trained = [p for p in network.parameters() if p.requires_grad]
     codebooks = {m.codebook for m in network.modules() if isinstance(m, VectorQuantizer)}
@@ -110,6 +111,10 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         return AdamW(groups, lr=config.lr, betas=betas, fused=True)
     from timm.optim import Muon  # importing timm takes seconds, which a script's --help should not wait for
 
+    from ldm.training.muon import SinglePrecisionMuon
+
+    on_cpu = all(p.device.type == "cpu" for p in trained)
+    kind = SinglePrecisionMuon if on_cpu and not _cpu_multiplies_bf16() else Muon
     mapping = _mapping_weights(network)
     groups = [
         {"params": [p for p in decayed if p in mapping], "use_muon": True},
@@ -117,7 +122,7 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
         {**vectors, "use_fallback": True},
     ]
     decay = config.weight_decay
-    return Muon(
+    return kind(
         groups,
         lr=config.lr,
         betas=betas,
