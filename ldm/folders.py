@@ -133,7 +133,7 @@ def load_control(folder: Path, model: TextToImage) -> tuple[ControlNet, Run]:
     made_from, own = json.loads((folder / MADE_FROM).read_text()), model_fingerprints(model)
     check_same(model, made_from["autoencoder"], run.schedule.build(), str(folder))
     process = run.process.build(model.process.schedule)
-    if made_from["text"] != own["text"] or process != model.process:
+    if made_from["text encoder"] != own["text encoder"] or process != model.process:
         raise ValueError(f"{folder} is of a model with another text encoder or target; train one for this model")
     network = ControlNet(unet, model.autoencoder.factor)
     load_weights(network, folder / "control.safetensors")
@@ -148,7 +148,7 @@ def model_fingerprints(model: TextToImage) -> dict[str, str]:
     assert isinstance(text, nn.Module)
     return {
         "autoencoder": latent_fingerprint(model.autoencoder),
-        "text": fingerprint(text),
+        "text encoder": fingerprint(text),
         "denoiser": fingerprint(model.denoiser),
     }
 

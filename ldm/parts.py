@@ -28,10 +28,7 @@ from ldm.text.clip import Architecture, ClipConfig, ClipText
 from ldm.training.start import DECODER_ALONE
 
 WHOLE = ("autoencoder", "bottleneck", "text", "denoiser", "schedule", "process")  # sections that settle a whole model
-OF_TRAINING = {  # settings in them that say how something is trained
-    *(("process", name) for name in ("text_dropout", "offset_noise", "input_perturbation")),
-    *(("denoiser", name) for name in ("attention", "checkpointing", "dropout")),
-}
+OF_TRAINING = ("text_dropout", "offset_noise", "input_perturbation")  # what of the process is a training's
 AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train_clip.py"
 
 
@@ -155,16 +152,14 @@ def frozen_model(run: Run, device: torch.device) -> tuple[Run, TextToImage]:
     asked, usual, theirs = (to_dict(each) for each in (run, Run(), made_by))
     for part in WHOLE:
         for name, value in asked[part].items():
-            if (part, name) not in OF_TRAINING and value not in (usual[part].get(name), theirs[part].get(name)):
+            if name not in OF_TRAINING and value not in (usual[part].get(name), theirs[part].get(name)):
                 raise ValueError(
                     f"{part}.{name}={_plain(value)} is asked for, and {folder} has {_plain(theirs[part].get(name))}: "
                     "leave it out, or train such a model and give its base="
                 )
     print(f"building on {folder}")
     parts = {part: getattr(made_by, part) for part in (*WHOLE, "objective")}
-    process = replace(
-        made_by.process, **{name: getattr(run.process, name) for part, name in OF_TRAINING if part == "process"}
-    )
+    process = replace(made_by.process, **{name: getattr(run.process, name) for name in OF_TRAINING})
     return replace(run, **{**parts, "process": process}), model
 
 

@@ -219,7 +219,7 @@ def train_control(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     network = ControlNet(unet_of(model), model.autoencoder.factor).to(device)
     fingerprints = model_fingerprints(model)
     made_from = {
-        **{{"text": "text encoder"}.get(name, name): value for name, value in fingerprints.items()},
+        **fingerprints,
         "hint": run.control.hint,
         "process": str(run.process),
         "weight": str(run.weight),

@@ -95,7 +95,7 @@ class Controlled(nn.Module):
 def _trainable_encoder(network: UNet) -> UNet:
     """A copy without the way up, and without the keys and values that are for it."""
     copy = deepcopy(network).requires_grad_(True).train()
-    copy.up, copy.norm, copy.conv_out = nn.ModuleList(), nn.Identity(), nn.Identity()  # type: ignore[assignment]
+    del copy.up, copy.norm, copy.conv_out
     crosses = sum(isinstance(module, CrossAttention) for module in copy.modules())
     copy.prepare.keys_values = copy.prepare.keys_values[:crosses]
     return copy

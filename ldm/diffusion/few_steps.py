@@ -6,6 +6,7 @@ what it says itself a little further down the same path, until that is where the
 Legend: B batch, C latent channels, H W latent size, N steps.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from copy import deepcopy
 from dataclasses import dataclass
@@ -38,11 +39,12 @@ class Example(NamedTuple):
     noise: Tensor
 
 
-class Examples(nn.Module):
-    """x0, noise, times (B,), cond and the number of the optimizer step -> ``Example``."""
+class Examples(nn.Module, ABC):
+    """Makes examples; what it learns, an average of the network say, goes into the checkpoints."""
 
+    @abstractmethod
     def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Example:
-        raise NotImplementedError
+        """Of ``x0`` and ``noise`` (B, C, H, W) at about the times ``t`` (B,), in optimizer step ``step``."""
 
 
 class Ladder:

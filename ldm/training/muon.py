@@ -10,7 +10,7 @@ from timm.optim import Muon
 
 
 class SinglePrecisionMuon(Muon):
-    """Newton-Schulz in float32: timm's is in bfloat16, which a CPU without it computes ten to thirty times slower."""
+    """Newton-Schulz in float32: timm's is in bfloat16, which takes a CPU without it ten to thirty times as long."""
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:

@@ -113,8 +113,7 @@ def optimizer(network: nn.Module, config: TrainConfig) -> Optimizer:
 
     from ldm.training.muon import SinglePrecisionMuon
 
-    on_cpu = all(p.device.type == "cpu" for p in trained)
-    kind = SinglePrecisionMuon if on_cpu and not _cpu_multiplies_bf16() else Muon
+    kind = Muon if resolve_precision("auto", trained[0].device) == "bf16" else SinglePrecisionMuon
     mapping = _mapping_weights(network)
     groups = [
         {"params": [p for p in decayed if p in mapping], "use_muon": True},
