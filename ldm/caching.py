@@ -21,8 +21,13 @@ from ldm.training.preflight import check_disk, in_bytes, in_time
 def cache_pays(run: Run, data: Any, num_processes: int) -> bool:
     """Whether to train from a cache: if asked to, if there is one, or if images are fixed and all of them met.
 
-    Each of ``num_processes`` that train together takes batches of its own.
+    Not where the denoiser is told CLIP's embedding of the picture, which a cache has not. Each of ``num_processes``
+    that train together takes batches of its own.
     """
+    if run.unclip.decoder:
+        if run.cache.use == "always":
+            raise ValueError("cache.use=always: no cache holds the embeddings of unclip.decoder; set it to never")
+        return False
     if run.cache.use != "auto":
         return run.cache.use == "always"
     if _has_cache(run):

@@ -1,8 +1,10 @@
 """A trained part, and a whole model, as a folder that needs nothing else to be loaded.
 
-    model/  config.yaml  manifest.json  denoiser.safetensors  autoencoder/  text/
+    model/  config.yaml  manifest.json  denoiser.safetensors  autoencoder/  text/  and, where it is told c, unclip/
     autoencoder/  config.yaml  manifest.json  autoencoder.safetensors
     text/  config.json  manifest.json  text.safetensors
+    picture/  config.json  manifest.json  picture.safetensors
+    unclip/  config.yaml  manifest.json  made_from.json  unclip.safetensors  picture/
     classifier/  config.yaml  manifest.json  made_from.json  classifier.safetensors
     prior/  config.yaml  manifest.json  made_from.json  prior.safetensors
     control/  config.yaml  manifest.json  made_from.json  control.safetensors
@@ -32,7 +34,9 @@ from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
 from ldm.text.clip import ClipText
+from ldm.text.picture import ClipPicture
 from ldm.types import Schedule
+from ldm.unclip import Unclip
 
 SHIPPED = "shapes64"
 CONFIG = "config.yaml"
@@ -56,13 +60,28 @@ def save_text(text: ClipText, folder: Path) -> None:
         text.save(staged, torch.float16)
 
 
-def save_model(denoiser: nn.Module, autoencoder: Autoencoder, text: ClipText, run: Run, folder: Path) -> None:
+def save_picture(picture: ClipPicture, folder: Path) -> None:
+    with whole_folder(folder) as staged:
+        picture.save(staged, torch.float16)
+
+
+def save_model(model: TextToImage, run: Run, folder: Path) -> None:
     """Write the model folder at once, or leave the one that is there."""
+    assert isinstance(model.text, ClipText)
     with whole_folder(folder) as staged:
         (staged / CONFIG).write_text(to_yaml(run))
-        save_tensors(denoiser.state_dict(), staged / "denoiser.safetensors", torch.float16)
-        save_autoencoder(autoencoder, run, staged / "autoencoder")
-        save_text(text, staged / "text")
+        save_tensors(model.denoiser.state_dict(), staged / "denoiser.safetensors", torch.float16)
+        save_autoencoder(model.autoencoder, run, staged / "autoencoder")
+        save_text(model.text, staged / "text")
+        if model.unclip is not None:
+            save_unclip(model.unclip, run, fingerprint(model.text), staged / "unclip")
+
+
+def save_unclip(unclip: Unclip, run: Run, text: str, folder: Path) -> None:
+    """Write the folder of unCLIP's prior and picture tower; ``text`` is the fingerprint of the text encoder."""
+    with whole_folder(folder) as staged:
+        _write_part("unclip", unclip.prior, run, {"text encoder": text}, staged)
+        save_picture(unclip.picture, staged / "picture")
 
 
 def save_classifier(network: Classifier, run: Run, autoencoder: str, folder: Path) -> None:
@@ -72,9 +91,13 @@ def save_classifier(network: Classifier, run: Run, autoencoder: str, folder: Pat
 
 def _save_part(name: str, network: nn.Module, run: Run, made_from: dict[str, str], folder: Path) -> None:
     with whole_folder(folder) as staged:
-        (staged / CONFIG).write_text(to_yaml(run))
-        (staged / MADE_FROM).write_text(json.dumps(made_from) + "\n")
-        save_tensors(network.state_dict(), staged / f"{name}.safetensors", torch.float16)
+        _write_part(name, network, run, made_from, staged)
+
+
+def _write_part(name: str, network: nn.Module, run: Run, made_from: dict[str, str], folder: Path) -> None:
+    (folder / CONFIG).write_text(to_yaml(run))
+    (folder / MADE_FROM).write_text(json.dumps(made_from) + "\n")
+    save_tensors(network.state_dict(), folder / f"{name}.safetensors", torch.float16)
 
 
 def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
@@ -218,6 +241,29 @@ def load_text(folder: Path, device: torch.device | str = "cpu") -> ClipText:
     return ClipText.load(folder).to(device)
 
 
+def load_picture(folder: Path, device: torch.device | str = "cpu") -> ClipPicture:
+    """CLIP's picture tower in ``folder``, frozen."""
+    check_folder(folder)
+    return ClipPicture.load(folder).to(device)
+
+
+def load_unclip(folder: Path, text: ClipText, device: torch.device | str = "cpu") -> tuple[Unclip, Run]:
+    """The prior and the picture tower in ``folder``, frozen, and the run that made the prior.
+
+    Raises:
+        BrokenFile: a file is missing, damaged, or of another shape.
+        ValueError: the prior reads another text encoder than ``text``.
+    """
+    check_folder(folder)
+    if json.loads((folder / MADE_FROM).read_text())["text encoder"] != fingerprint(text):
+        raise ValueError(f"{folder} was trained on the words of another text encoder; train one with train_unclip.py")
+    run, picture = load(Run, folder / CONFIG), load_picture(folder / "picture", device)
+    prior = run.unclip.build(picture.architecture.output_dim, text)
+    load_weights(prior, folder / "unclip.safetensors")
+    prior.requires_grad_(False).eval().to(device)
+    return Unclip(picture, prior, run.unclip.steps, run.unclip.scale), run
+
+
 def load_model(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     """The whole model in ``folder``, frozen, with the sampling settings of its configuration.
 
@@ -233,8 +279,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     denoiser = build_denoiser(run, autoencoder, text)
     load_weights(denoiser, folder / "denoiser.safetensors")
     denoiser.requires_grad_(False).eval().to(device)
-    size = (run.data.size, run.data.size)
-    return TextToImage(denoiser, autoencoder, text, run.process.build(run.schedule.build()), run.sampling, size)
+    unclip = load_unclip(folder / "unclip", text, device)[0] if run.unclip.decoder else None
+    size, process = (run.data.size, run.data.size), run.process.build(run.schedule.build())
+    return TextToImage(denoiser, autoencoder, text, process, run.sampling, size, unclip)
 
 
 def build_denoiser(run: Run, autoencoder: Autoencoder, text: ClipText) -> nn.Module:

@@ -18,18 +18,24 @@ from ldm.folders import (
     latent_fingerprint,
     load_autoencoder,
     load_model,
+    load_picture,
     load_text,
+    load_unclip,
     save_model,
     shipped_model,
 )
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipConfig, ClipText
+from ldm.text.picture import ClipPicture
 from ldm.training.start import DECODER_ALONE
+from ldm.unclip import Unclip
 
-WHOLE = ("autoencoder", "bottleneck", "text", "denoiser", "schedule", "process")  # sections that settle a whole model
+# sections that settle a whole model
+WHOLE = ("autoencoder", "bottleneck", "text", "denoiser", "unclip", "schedule", "process")
 OF_TRAINING = ("text_dropout", "offset_noise", "input_perturbation")  # what of the process is a training's
 AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train_clip.py"
+UNCLIP_SCRIPT = "scripts/train_unclip.py"
 
 
 def start_autoencoder(run: Run, network: Autoencoder) -> None:
@@ -79,12 +85,14 @@ def join_decoder(run: Run, autoencoder: Path) -> None:
         print(f"{base} knows other latents: there is no model with this decoder")
         return
     whole = replace(load(Run, base / CONFIG), autoencoder=made_by.autoencoder)
-    save_model(model.denoiser, joined, load_text(base / "text"), whole, folder)
+    save_model(replace(model, autoencoder=joined), whole, folder)
     print(f"{folder} is {base} with this decoder")
 
 
 def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> None:
-    """Load the denoiser of ``run.base``, which must be of the same latents; another target or schedule is warned of.
+    """Load the denoiser of ``run.base``, which must be of the same latents.
+
+    It is warned of another target or schedule, or of an embedding that but one of both is told.
 
     Raises:
         ValueError: the base is no whole model, or its denoiser is of another shape or of another autoencoder.
@@ -107,7 +115,7 @@ def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> No
     known = _levels(made_by)
     if known != _levels(run):
         own = " ".join(f"{key}={_plain(value)}" for key, value in known.items())
-        print(f"warning: base {base} has another target or schedule; its own: {own}", file=sys.stderr)
+        print(f"warning: base {base} has another target, schedule or condition; its own: {own}", file=sys.stderr)
 
 
 def frozen_autoencoder(run: Run, device: torch.device) -> tuple[Run, Autoencoder]:
@@ -129,13 +137,50 @@ def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, Cli
         ValueError: one in the run's folder, or the base's or the shipped one, has other settings than the run.
     """
     run, autoencoder = frozen_autoencoder(run, device)
+    return run, autoencoder, _frozen_text(run, device)
+
+
+def _frozen_text(run: Run, device: torch.device) -> ClipText:
     if run.text.model:
-        text = run.text.build(run.data.size).to(device)
-    else:
-        folder = _stage(run, "text", TEXT_SCRIPT)
-        text = load_text(folder, device)
-        _check_own(run, "text", folder, _text_network(text.architecture), TEXT_SCRIPT)
-    return run, autoencoder, text
+        named: ClipText = run.text.build(run.data.size).to(device)
+        return named
+    folder = _stage(run, "text", TEXT_SCRIPT)
+    text = load_text(folder, device)
+    _check_own(run, "text", folder, _text_network(text.architecture), TEXT_SCRIPT)
+    return text
+
+
+def frozen_clip(run: Run, device: torch.device) -> tuple[ClipText, ClipPicture]:
+    """Both towers of the run's own CLIP.
+
+    Raises:
+        ValueError: the run has trained none.
+    """
+    for tower in ("text", "picture"):
+        if run.text.model or not settled(Path(run.out) / tower):
+            raise ValueError(
+                f"unCLIP wants both towers of a CLIP of this run's own, and {Path(run.out) / tower} is not there; "
+                f"train them with {TEXT_SCRIPT}, with text.model left out"
+            )
+    return _frozen_text(run, device), load_picture(Path(run.out) / "picture", device)
+
+
+def frozen_unclip(run: Run, text: ClipText, device: torch.device) -> Unclip:
+    """The prior and the picture tower that the denoiser builds on.
+
+    Raises:
+        ValueError: neither the run nor its base has one, the run's own is of other settings, or the denoiser would not
+            see what it draws.
+    """
+    own = Path(run.out) / "unclip"
+    folder = Path(run.base) / "unclip" if run.base and not settled(own) else own
+    if not settled(folder):
+        raise ValueError(f"unclip.decoder=true wants a prior, and {folder} is not there; train it with {UNCLIP_SCRIPT}")
+    if not run.denoiser.pooled:
+        raise ValueError("denoiser.pooled=false: unclip.decoder tells the embedding in its place; set it to true")
+    unclip, made_by = load_unclip(folder, text, device)
+    _check_own(run, "unclip", folder, _network(made_by, "unclip"), UNCLIP_SCRIPT)
+    return unclip._replace(steps=run.unclip.steps, scale=run.unclip.scale)
 
 
 def frozen_model(run: Run, device: torch.device) -> tuple[Run, TextToImage]:
@@ -197,9 +242,10 @@ def _check_own(run: Run, name: str, folder: Path, found: dict[str, Any], script:
 
 
 def _levels(run: Run) -> dict[str, Any]:
-    """The settings, by name, that settle what a denoiser says at which noise level."""
+    """The settings, by name, that settle what a denoiser says at which noise level, and what it is told."""
     settings = to_dict(run)
     seen = {f"process.{name}": settings["process"][name] for name in ("target", "unit_input", "learned_variance")}
+    seen["unclip.decoder"] = run.unclip.decoder
     return seen | {f"schedule.{name}": value for name, value in settings["schedule"].items()}
 
 
@@ -207,6 +253,8 @@ def _network(run: Run, stage: str) -> dict[str, Any]:
     """The settings, by name, that settle the network of a stage."""
     if stage == "text":
         return _text_network(run.text)
+    if stage == "unclip":
+        return {f"unclip.{name}": getattr(run.unclip, name) for name in ("width", "depth", "heads")}
     _, bottleneck = run.bottleneck.network  # a penalty's weight does not change what comes out
     own = run.autoencoder
     decoder = {"decoder_width": own.decoder_width or own.width, "decoder_blocks": own.decoder_blocks or own.blocks}

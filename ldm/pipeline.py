@@ -5,7 +5,7 @@ Legend: B images of one batch, C h w latent, f the autoencoder's factor.
 
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from ldm.diffusion.process import Process
 from ldm.samplers import ImageNoise
 from ldm.sampling import Sampling
 from ldm.types import Batch, Condition, Denoise, Grid, Level, Noise, Prediction, Sampler, TextEncoder
+from ldm.unclip import Unclip
 
 MAX_SIDE = 8_192  # pixels
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -47,6 +48,7 @@ class TextToImage:
     process: Process
     sampling: Sampling = field(default_factory=Sampling)
     size: tuple[int, int] = (64, 64)  # height and width where none are asked for, pixels
+    unclip: Unclip | None = None  # where the denoiser is told CLIP's embedding of the picture
 
     @staticmethod
     def load(folder: str | Path, device: str | torch.device = "cpu") -> "TextToImage":
@@ -95,7 +97,7 @@ class TextToImage:
             noise = ImageNoise(seeds, shape, self.device)
             autocast = torch.autocast(self.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
             with autocast:
-                denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance)
+                denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance, seeds)
                 if sampling.sample.clip:
                     denoise = clipped(denoise, sampling.sample.clip)
                 if steer is not None:
@@ -109,7 +111,10 @@ class TextToImage:
     def encode(self, batch: Batch) -> Latents:
         """The batch as the denoiser learns it: latents (B, C, h, w) with their text, on its device."""
         latent = self.autoencoder.encode(batch.image.to(self.device))
-        return Latents(latent, self.condition(batch.captions))
+        if self.unclip is None:
+            return Latents(latent, self.condition(batch.captions))
+        embeddings = self.unclip.of_pictures(batch.image.to(self.device))
+        return Latents(latent, replace(self.text(batch.captions).to(self.device), pooled=embeddings))
 
     def latent_size(self, size: tuple[int, int]) -> tuple[int, int]:
         """(h, w) of the latent of an image (height, width), or a ValueError that names a size that fits."""
@@ -120,13 +125,25 @@ class TextToImage:
                 raise ValueError(f"{name} {side} is not a multiple of {factor} up to {MAX_SIDE}; try {near}")
         return size[0] // self.autoencoder.factor, size[1] // self.autoencoder.factor
 
-    def condition(self, prompts: list[str]) -> Condition:
-        """What the text encoder says of the B ``prompts``: a ``Condition`` of B rows on the model's device."""
-        return self.text(prompts).to(self.device)
+    def condition(self, prompts: list[str], seeds: list[int] | None = None) -> Condition:
+        """What the text encoder says of the B ``prompts``: a ``Condition`` of B rows on the model's device.
 
-    def denoise(self, prompts: list[str], null: Condition, guidance: GuidanceConfig) -> Denoise:
+        With unCLIP the pooled state is an embedding that its prior draws from the text, row i from ``seeds[i]``, or
+        from i; of an empty prompt it is zero.
+        """
+        cond = self.text(prompts).to(self.device)
+        if self.unclip is None:
+            return cond
+        seeds = list(range(len(prompts))) if seeds is None else seeds
+        embeddings = self.unclip.of_text(cond, self.text([""]).to(self.device), seeds)
+        told = torch.tensor([[bool(prompt)] for prompt in prompts], device=self.device)
+        return replace(cond, pooled=torch.where(told, embeddings, 0.0))
+
+    def denoise(
+        self, prompts: list[str], null: Condition, guidance: GuidanceConfig, seeds: list[int] | None = None
+    ) -> Denoise:
         """The denoiser as ``prompts`` guide it; ``null`` holds the empty or the negative prompt, a row for each."""
-        return classifier_free(self.denoiser, self.process, self.condition(prompts), null, guidance)
+        return classifier_free(self.denoiser, self.process, self.condition(prompts, seeds), null, guidance)
 
 
 def _counted(denoise: Denoise, grid: Grid, progress: Any) -> Denoise:

@@ -20,6 +20,7 @@ from ldm.samplers import SAMPLERS
 from ldm.sampling import SampleConfig, Sampling
 from ldm.text import TEXT_ENCODERS
 from ldm.training.optim import TrainConfig
+from ldm.unclip import UnclipConfig
 
 MIN_SIGNAL = 1e-3  # share of x0 in what F and x say together at t = 1, below which x0 cannot be told
 
@@ -63,6 +64,7 @@ class Run(Sampling):
     classifier: ClassifierConfig = section(ClassifierConfig)
     control: ControlConfig = section(ControlConfig)  # what a ControlNet follows
     prior: PriorConfig = section(PriorConfig)  # of the codes of a first stage that has some
+    unclip: UnclipConfig = section(UnclipConfig)
     cache: CacheConfig = section(CacheConfig)
     train_autoencoder: TrainConfig = section(
         TrainConfig,
@@ -100,6 +102,8 @@ class Run(Sampling):
     train_prior: TrainConfig = section(
         TrainConfig, steps=2_000, batch=64, optimizer="muon", lr=3e-3, betas=[0.9, 0.95], warmup=50, ema=0.99
     )
+
+    train_unclip: TrainConfig = section(TrainConfig, steps=2_000, batch=256, lr=1e-3, warmup=50, ema=0.99)
 
     @property
     def sampling(self) -> Sampling:

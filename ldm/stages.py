@@ -2,6 +2,7 @@
 
     <out>/autoencoder/   the first stage          <out>/cache/      latents and text states
     <out>/text/          the text encoder         <out>/model/      everything that txt2img needs
+    <out>/picture/       CLIP's other tower       <out>/unclip/     unCLIP's prior, with that tower
     <out>/classifier/    of noised latents, for classifier guidance
     <out>/prior/         of the codes of the first stage
     <out>/control/       a ControlNet of a whole model
@@ -12,6 +13,7 @@ A stage that the run has not trained is taken from the base model, or else from 
 asks for the same network, and it is said so.
 """
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -37,15 +39,19 @@ from ldm.folders import (
     save_classifier,
     save_control,
     save_model,
+    save_picture,
     save_prior,
     save_text,
+    save_unclip,
     unet_of,
 )
 from ldm.parts import (
     check_joined,
     frozen_autoencoder,
+    frozen_clip,
     frozen_model,
     frozen_stages,
+    frozen_unclip,
     join_decoder,
     start_autoencoder,
     start_denoiser,
@@ -54,6 +60,8 @@ from ldm.pipeline import TextToImage
 from ldm.priors import CodePrior
 from ldm.run import Run
 from ldm.teaching import check_objective, check_plain, objective_of, taught_by
+from ldm.text.clip import ClipText
+from ldm.text.picture import ClipPicture
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
@@ -70,6 +78,8 @@ from ldm.training.prior import PriorTask, codes_of
 from ldm.training.sharding import check_processes
 from ldm.training.start import PLAIN, UNREAD, Start
 from ldm.training.task import Rival, Task
+from ldm.training.unclip import UnclipTask, embeddings_of
+from ldm.unclip import EmbeddingPrior, Unclip
 
 VOCABULARY_SAMPLES = 20_000  # captions that the text encoder's vocabulary is taken from
 
@@ -103,14 +113,19 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
 
 
 def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
-    """Train a text encoder of the run's own sizes on image-caption pairs; returns its folder."""
-    config, folder = run.train_clip, _own(run, "text")
+    """Train a CLIP of the run's own sizes on image-caption pairs; returns the folder of its text encoder."""
+    config, folder, other = run.train_clip, _own(run, "text"), _own(run, "picture")
     torch.manual_seed(config.seed)
     data = run.data.build("train"), run.data.build("val")
     processes(device)
     [vocabulary] = broadcast_object_list([Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))])  # streams differ
     print(f"a vocabulary of {len(vocabulary)} tokens")
-    task = ClipTask(run.text, vocabulary, run.data.size, *data, config, lambda text: save_text(text, folder))
+
+    def save(text: ClipText, picture: ClipPicture) -> None:
+        save_text(text, folder)
+        save_picture(picture, other)
+
+    task = ClipTask(run.text, vocabulary, run.data.size, *data, config, save)
     _train(task, config, run, device, {}, start)
     return folder
 
@@ -127,13 +142,14 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
+    unclip = frozen_unclip(run, text, device) if run.unclip.decoder else None
     network = build_denoiser(run, autoencoder, text).to(device)
     run.check_size(autoencoder.factor * getattr(network, "multiple", 1))
     if run.base and not _resumes(run, DenoiserTask.name):
         start_denoiser(run, network, autoencoder)
     size = (run.data.size, run.data.size)
     process = run.process.build(run.schedule.build())
-    model = TextToImage(network, autoencoder, text, process, run.sampling, size)
+    model = TextToImage(network, autoencoder, text, process, run.sampling, size, unclip)
     objective = objective_of(run, model)
     cached = cache_pays(run, train_data, processes(device).num_processes)
     if cached and start.scratch:
@@ -143,7 +159,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
             train_data = cache_latents(run, autoencoder, text, train_data)
 
     def save(net: nn.Module, best: bool) -> None:
-        save_model(net, autoencoder, text, run, folder.with_name("model-best") if best else folder)
+        save_model(replace(model, denoiser=net), run, folder.with_name("model-best") if best else folder)
 
     dropout, prompts = run.process.text_dropout, scored_prompts(run)
     task = DenoiserTask(model, objective, train_data, val, config, save, text_dropout=dropout, prompts=prompts)
@@ -155,6 +171,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         "weight": str(run.weight),
         "distribution of times": str(run.times),
         **taught_by(run),
+        **({} if unclip is None else {"unCLIP": fingerprint(unclip.picture) + fingerprint(unclip.prior)}),
     }
     _train(task, config, run, device, made_from, start)
     return folder
@@ -204,11 +221,44 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     return folder
 
 
+def train_unclip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
+    """Train unCLIP's prior of the run's own CLIP; returns its folder.
+
+    Raises:
+        ValueError: the run has trained no CLIP.
+    """
+    config, folder = run.train_unclip, _own(run, "unclip")
+    torch.manual_seed(config.seed)
+    text, picture = frozen_clip(run, device)
+    prior = run.unclip.build(picture.architecture.output_dim, text).to(device)
+    unclip = Unclip(picture, prior, run.unclip.steps, run.unclip.scale)
+    pictures = run.unclip.pictures
+    if start.scratch:
+        print(f"a run would first take CLIP's embeddings of {pictures} pictures, which is not in the time below")
+        pictures = min(pictures, config.batch * config.accumulate)
+    train = embeddings_of(picture, run.data.build("train"), pictures, config)
+    prior.measure(train.embeddings)
+    dropout = run.process.text_dropout
+    made_from = {
+        "text encoder": fingerprint(text),
+        "picture tower": fingerprint(picture),
+        "number of pictures": str(run.unclip.pictures),
+        "dropout of text": str(dropout),
+    }
+
+    def save(net: EmbeddingPrior) -> None:
+        save_unclip(unclip._replace(prior=net), run, made_from["text encoder"], folder)
+
+    task = UnclipTask(unclip, text, train, run.data.build("val"), config, save, text_dropout=dropout)
+    _train(task, config, run, device, made_from, start)
+    return folder
+
+
 def train_control(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train a ControlNet of the run's own model, or else of its base or of the shipped one; returns its folder.
 
     Raises:
-        ValueError: the model's denoiser is no U-Net, or it was trained for few steps.
+        ValueError: the model's denoiser is no U-Net, or it was trained by another objective.
     """
     config, folder = run.train_control, _own(run, "control")
     torch.manual_seed(config.seed)

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import torch
 
-from ldm.config import load, to_dict
-from ldm.diffusion.few_steps import ConsistencyConfig, DenoisingConfig, ProgressiveConfig, Teacher
+from ldm.config import load, name_in, to_dict
+from ldm.diffusion.few_steps import OBJECTIVES, ConsistencyConfig, DenoisingConfig, ProgressiveConfig, Teacher
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.files import check_folder
 from ldm.folders import CONFIG, digest, load_model
@@ -27,7 +27,7 @@ def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
     if run.objective.needs_teacher:
         base = load_model(Path(run.base), model.device)
         if not _read_alike(base, model):
-            raise ValueError(f"base {run.base} reads text by another encoder than this run's; use the base's own")
+            raise ValueError(f"base {run.base} reads text by another encoder than this run's; use the base's own parts")
         teacher = Teacher(base.denoiser, base.process, base.sampling.guidance, model.condition([""]))
     examples = run.objective.build(
         network=model.denoiser,
@@ -50,9 +50,9 @@ def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
 
 @torch.no_grad()
 def _read_alike(one: TextToImage, other: TextToImage) -> bool:
-    """Whether the text encoders of both say the same."""
-    a, b = (model.condition([PROBE]).tokens for model in (one, other))
-    return a.shape == b.shape and torch.equal(a, b)
+    """Whether both networks are told the same of a prompt."""
+    a, b = (model.condition([PROBE]) for model in (one, other))
+    return all(x.shape == y.shape and torch.equal(x, y) for x, y in ((a.tokens, b.tokens), (a.pooled, b.pooled)))
 
 
 def check_objective(run: Run) -> None:
@@ -111,9 +111,10 @@ def _check_teacher(run: Run) -> None:
 
 
 def check_plain(run: Run) -> None:
-    """Raise ValueError where a model that was trained for few steps would be trained on as any other."""
+    """Raise ValueError where a model of another objective would be trained on as any other."""
     if not isinstance(run.objective, DenoisingConfig):
-        raise ValueError("the model was trained for few steps, and this one learns by denoising; build on its base")
+        objective = name_in(OBJECTIVES, run.objective)
+        raise ValueError(f"the model was trained by objective={objective}, and this by denoising; build on its base")
 
 
 def taught_by(run: Run) -> dict[str, str]:

@@ -1,10 +1,11 @@
 """Draw from a picture: vary it, say it in other words, fill a hole in it, or restore it from a measurement of it.
 
-python scripts/edit.py vary    --image star.png --prompt "a blue star" --strength 0.6
-python scripts/edit.py reword  --image star.png --caption "a red star" --prompt "a blue star"
-python scripts/edit.py fill    --image star.png --box 0,32,64,64 --prompt "a red star and a ring"
-python scripts/edit.py trace   --image star.png --prompt "a blue star" --control runs/shapes/control
-python scripts/edit.py restore --image star.png --prompt "a red star" --operator downscale --amount 4
+python scripts/edit.py vary     --image star.png --prompt "a blue star" --strength 0.6
+python scripts/edit.py reword   --image star.png --caption "a red star" --prompt "a blue star"
+python scripts/edit.py fill     --image star.png --box 0,32,64,64 --prompt "a red star and a ring"
+python scripts/edit.py trace    --image star.png --prompt "a blue star" --control runs/shapes/control
+python scripts/edit.py resemble --image star.png --prompt "" --ckpt runs/demo_unclip/model
+python scripts/edit.py restore  --image star.png --prompt "a red star" --operator downscale --amount 4
 """
 
 import argparse
@@ -39,6 +40,7 @@ from ldm.editing import (
     ResamplingConfig,
     filled,
     followed,
+    resembling,
     restored,
     reworded,
     varied,
@@ -95,6 +97,7 @@ def parse() -> argparse.Namespace:
         action="store_true",
         help="the image itself is to be followed: of edges white on black",
     )
+    ways.add_parser("resemble", parents=[common], help="what CLIP takes for the same (unCLIP)")
     restoring = ways.add_parser("restore", parents=[common], help="from a measurement of it alone (DDNM, DPS)")
     described = "; ".join(f"{name}: {what}" for name, what in OPERATORS.items())
     restoring.add_argument(
@@ -137,9 +140,8 @@ def main() -> None:
     check_negative(args.negative_prompt, model.sampling.guidance)
     size = (image.shape[2], image.shape[3])
     model.latent_size(size)  # refuses a size that does not fit
-    plan = {"vary": vary, "reword": reword, "fill": fill, "trace": trace, "restore": restore}[args.way](
-        args, model, image
-    )
+    ways = {"vary": vary, "reword": reword, "fill": fill, "trace": trace, "resemble": resemble, "restore": restore}
+    plan = ways[args.way](args, model, image)
     prompts = [args.prompt] * args.n_samples
     with tqdm(total=len(prompts) * plan.steps, desc=args.way, unit="step", dynamic_ncols=True) as bar:
         drawn = model(
@@ -221,6 +223,18 @@ def trace(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
     before, legend = ([hint], "") if args.drawn else ([image, hint], "the picture, ")
     kept, steps = "what was to be followed", model.sampling.sample.steps
     return Plan(before, legend + kept, steps, residual=residual, kept=f"{kept} ({run.control.hint})")
+
+
+def resemble(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
+    steer, unclip = resembling(model, image, negative=args.negative_prompt), model.unclip
+    assert unclip is not None  # or it would have been refused
+    own = unclip.of_pictures(image.to(model.device))
+
+    def residual(result: Tensor) -> float:
+        return (unclip.of_pictures(result.to(model.device)) - own).square().mean().sqrt().item()
+
+    steps = model.sampling.sample.steps
+    return Plan([image], "the picture", steps, steer, residual=residual, kept="CLIP's embedding of it")
 
 
 def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:

@@ -59,7 +59,7 @@ def main() -> None:
     print(
         f"error of the latents {found.error_before:.3f} with even times, {found.error:.3f} with {sampling.grid.times}"
     )
-    save_model(model.denoiser, model.autoencoder, model.text, run, args.out)
+    save_model(model, run, args.out)
     print(f"written to {args.out}")
 
 

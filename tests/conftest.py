@@ -38,10 +38,15 @@ TINY = (
     "prior.width=16",
     "prior.layers=2",
     "prior.pictures=32",
+    "unclip.width=32",
+    "unclip.depth=1",
+    "unclip.heads=2",
+    "unclip.pictures=32",
+    "unclip.steps=2",
     "train_ldm.score_every=0",
     *(
         f"{stage}.{setting}"
-        for stage in ("train_autoencoder", "train_clip", "train_ldm", "train_classifier", "train_prior")
+        for stage in ("train_autoencoder", "train_clip", "train_ldm", "train_classifier", "train_prior", "train_unclip")
         for setting in (
             "steps=4",
             "batch=8",

@@ -41,7 +41,8 @@ def build(folder, *overrides):
     denoiser = build_denoiser(run, autoencoder, text)
     for parameter in denoiser.parameters():
         parameter.data += 0.05 * torch.randn_like(parameter)
-    save_model(denoiser, autoencoder, text, run, folder)
+    size, process = (run.data.size, run.data.size), run.process.build(run.schedule.build())
+    save_model(TextToImage(denoiser, autoencoder, text, process, run.sampling, size), run, folder)
     return folder
 
 

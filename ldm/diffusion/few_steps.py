@@ -1,7 +1,8 @@
 """Training for few steps: the x0 that a network is asked for is what many steps would come to, not that of the data.
 
-Progressive distillation asks for what lands, in one step, where a teacher lands in several; a consistency model for
-what it says itself a little further down the same path, until that is where the path ends.
+A student of guidance is asked for what a guided teacher says with two evaluations; progressive distillation for what
+lands, in one step, where a teacher lands in several; a consistency model for what it says itself a little further down
+the same path, until that is where the path ends.
 
 Legend: B batch, C latent channels, H W latent size, N steps.
 """
@@ -22,7 +23,7 @@ from ldm.diffusion.guidance import GuidanceConfig
 from ldm.diffusion.process import Process, noised
 from ldm.diffusion.targets import to_x0
 from ldm.samplers.step import implied_noise, move
-from ldm.types import Condition, Grid, Level
+from ldm.types import Condition, Grid, Level, Schedule
 
 SLACK = 1e-6  # of times that were rounded to single precision
 
@@ -96,6 +97,21 @@ def said_by(network: nn.Module, process: Process, x: Tensor, level: Level, cond:
     """
     x0 = to_x0(process.target, process.said(network, x, level, cond).f, x, level)
     return torch.where(torch.as_tensor(level.sigma) > 0, x0, x / level.alpha)
+
+
+class Guided(Examples):
+    """What the teacher says with its guidance (Meng et al. 2023, arXiv:2210.03142, Sec. 3.1), for one scale."""
+
+    def __init__(self, teacher: Predict, schedule: Schedule) -> None:
+        super().__init__()
+        self.teacher, self.schedule = teacher, schedule
+
+    @torch.no_grad()
+    def forward(self, x0: Tensor, noise: Tensor, t: Tensor, cond: Condition, step: int) -> Example:
+        level = self.schedule.level(t)
+        x = noised(x0, noise, level)
+        x0 = self.teacher(x, level, cond)
+        return Example(x, level, x0, implied_noise(x, x0, level))
 
 
 class Progressive(Examples):
@@ -182,6 +198,17 @@ class DenoisingConfig:
 
 
 @dataclass
+class GuidedConfig:
+    """What the base model says with its guidance, in one evaluation at each level; any sampler draws with it."""
+
+    needs_teacher: ClassVar = True
+    huber: ClassVar = 0.0
+
+    def build(self, *, process: Process, teacher: Predict, **parts: Any) -> Examples:
+        return Guided(teacher, process.schedule)
+
+
+@dataclass
 class ProgressiveConfig:
     """Where several steps of the base model lead, in one; the model then draws in ``sample.steps`` steps of ddim."""
 
@@ -249,6 +276,7 @@ class ConsistencyConfig:
 
 OBJECTIVES = {
     "denoising": DenoisingConfig,
+    "guided": GuidedConfig,
     "progressive": ProgressiveConfig,
     "consistency": ConsistencyConfig,
 }

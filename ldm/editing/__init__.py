@@ -1,6 +1,6 @@
 """Pictures from pictures: variation, other words, inpainting, inverse problems; wrappers of a denoiser or a sampler."""
 
-from ldm.editing.edits import filled, followed, restored, reworded, varied
+from ldm.editing.edits import filled, followed, resembling, restored, reworded, varied
 from ldm.editing.image_to_image import image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask
 from ldm.editing.inversion import reword
@@ -23,6 +23,7 @@ __all__ = [
     "keep_known",
     "latent_mask",
     "resampled",
+    "resembling",
     "restored",
     "reword",
     "reworded",

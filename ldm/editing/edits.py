@@ -5,13 +5,17 @@
     steer, walk = filled(model, image, mask, ResamplingConfig())
     model([prompt], steer=steer, walk=walk)
     model([prompt], steer=restored(model, operator, y))
+    model([prompt], steer=resembling(model, image))
 
 Legend: H W image size, f the autoencoder's factor, m number of measurements.
 """
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
+from ldm.diffusion.guidance import classifier_free
 from ldm.editing.image_to_image import check_strength, image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask, without_hole
 from ldm.editing.inversion import reword
@@ -93,6 +97,26 @@ def followed(model: TextToImage, operator: Operator, y: Tensor, *, zeta: float =
             return operator.apply(image)
 
     return lambda denoise, prompts: dps(denoise, measure, y.expand(len(prompts), *y.shape[1:]), zeta=zeta, std=std)
+
+
+def resembling(model: TextToImage, image: Tensor, *, negative: str = "") -> Steer:
+    """Towards pictures with CLIP's embedding of ``image`` (1, 3, H, W) in [-1, 1], whatever the prior would draw.
+
+    The variations of unCLIP (Ramesh et al. 2022, arXiv:2204.06125, Sec. 3.1). The prompt is told beside it.
+
+    Raises:
+        ValueError: the model's denoiser is told no embedding, or the picture is of another size than CLIP knows.
+    """
+    if model.unclip is None:
+        raise ValueError("the model's denoiser is told no embedding of a picture; give one of unclip.decoder=true")
+    embedding = model.unclip.of_pictures(image.to(model.device))
+
+    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
+        told = replace(model.text(prompts).to(model.device), pooled=embedding.expand(len(prompts), -1))
+        null = model.condition([negative]).repeat(len(prompts))
+        return classifier_free(model.denoiser, model.process, told, null, model.sampling.guidance)
+
+    return steer
 
 
 def _encoded(model: TextToImage, image: Tensor) -> Tensor:

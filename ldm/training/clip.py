@@ -16,6 +16,7 @@ from ldm.pictures import grid
 from ldm.ranks import mean_over_ranks
 from ldm.text.clip import ClipConfig, ClipText
 from ldm.text.layout import Mean, TrainedClip, layout_loss
+from ldm.text.picture import ClipPicture
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.optim import TrainConfig
 from ldm.training.task import DataTask, Loss
@@ -38,13 +39,13 @@ class ClipTask(DataTask):
         train: Any,
         val: Any,
         config: TrainConfig,
-        save: Callable[[ClipText], None],
+        save: Callable[[ClipText, ClipPicture], None],
     ) -> None:
         from open_clip import ClipLoss  # takes seconds to import
 
         super().__init__(train, config)
         self.network = TrainedClip(text, size, vocabulary)
-        self.text, self.vocabulary, self.save = text, vocabulary, save
+        self.text, self.size, self.vocabulary, self.save = text, size, vocabulary, save
         # the mean over the processes of what each compares with all is what one compares, and so its gradient
         self.contrastive = ClipLoss(local_loss=True, gather_with_grad=True)
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -74,11 +75,15 @@ class ClipTask(DataTask):
         picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n")
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
-        self.save(ClipText.from_clip(network.clip, self.text, self.vocabulary))
+        self.save(*self._towers(network))
 
     def exports(self) -> list[list[nn.Module]]:
-        """The text tower; nothing else of the network is needed any more."""
-        return [[ClipText.from_clip(self.network.clip, self.text, self.vocabulary)]]
+        """The text tower, and the picture tower."""
+        return [[tower] for tower in self._towers(self.network)]
+
+    def _towers(self, network: nn.Module) -> tuple[ClipText, ClipPicture]:
+        text = ClipText.from_clip(network.clip, self.text, self.vocabulary)
+        return text, ClipPicture.from_clip(network.clip, self.text, self.size)
 
     def _features(self, network: nn.Module, batch: Batch) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         device = next(self.network.parameters()).device

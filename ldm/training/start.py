@@ -20,27 +20,34 @@ DECODER_ALONE = {"autoencoder.decoder_width", "autoencoder.decoder_blocks"}  # w
 UNREAD = {  # sections and settings that a stage's training does not read either
     "autoencoder": {
         *("text", "denoiser", "schedule", "process", "objective", "weight", "times"),
-        *("classifier", "control", "prior"),
+        *("classifier", "control", "prior", "unclip"),
     },
     "clip": {
         *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "adversarial", "robustness"),
-        *("denoiser", "classifier", "control", "prior", "schedule", "process", "objective", "weight", "times"),
+        *("denoiser", "classifier", "control", "prior", "unclip"),
+        *("schedule", "process", "objective", "weight", "times"),
     },
     "denoiser": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "control", "prior"),
         *DECODER_ALONE,
+        *(f"unclip.{name}" for name in ("width", "depth", "heads", "pictures", "steps", "scale")),
     },
     "classifier": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "control", "prior"),
-        *("process", "objective", "weight", "times", *DECODER_ALONE),
+        *("unclip", "process", "objective", "weight", "times", *DECODER_ALONE),
     },
     "control": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "classifier", "prior"),
-        *("objective", *DECODER_ALONE),
+        *("objective", "unclip", *DECODER_ALONE),
     },
     "prior": {
         *("decoder_only", "reconstruction", "adversarial", "robustness", "text", "denoiser", "classifier", "control"),
-        *("schedule", "process", "objective", "weight", "times", *DECODER_ALONE),
+        *("schedule", "process", "objective", "weight", "times", "unclip", *DECODER_ALONE),
+    },
+    "unclip": {
+        *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "adversarial", "robustness"),
+        *("denoiser", "classifier", "control", "prior", "schedule", "process", "objective", "weight", "times"),
+        *("unclip.decoder", "unclip.pictures"),
     },
 }
 

@@ -10,6 +10,7 @@ from ldm.diffusion.few_steps import (
     OBJECTIVES,
     ConsistencyConfig,
     Follower,
+    GuidedConfig,
     Ladder,
     ProgressiveConfig,
     Teacher,
@@ -111,7 +112,7 @@ def test_one_step_along_what_is_asked_is_the_teachers_steps_of_ddim(schedule, su
 
 
 def test_x0_and_noise_that_are_asked_for_make_x():
-    for config, teacher in ((ProgressiveConfig(), exact()), (ConsistencyConfig(), None)):
+    for config, teacher in ((ProgressiveConfig(), exact()), (ConsistencyConfig(), None), (GuidedConfig(), exact())):
         asked = built(config, teacher=teacher)(*drawn(), 0)
         torch.testing.assert_close(noised(asked.x0, asked.noise, asked.level), asked.x)
 
@@ -139,6 +140,21 @@ def test_a_teacher_is_guided_row_by_row_as_a_sampler_is_level_by_level(interval,
         now = uniform(FLOW, 10)[int(rungs[row])]
         one = classifier_free(network, made, cond[[row]], null, guidance)(x[row : row + 1], now).x0
         torch.testing.assert_close(said[row : row + 1], one, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("interval", [[0.0, 1.0], [0.4, 0.8]])
+def test_a_student_of_guidance_is_asked_for_what_classifier_free_says_at_every_time(interval):
+    """Meng et al. 2023 (arXiv:2210.03142, Sec. 3.1), one scale."""
+    made, guidance, null = process(), GuidanceConfig(scale=3.0, interval=interval), condition(1)
+    network = Normal(made, told=True)
+    x0, noise, t, cond = drawn(11)
+    asked = built(OBJECTIVES["guided"](), made, teacher=Teacher(network, made, guidance, null))(x0, noise, t, cond, 0)
+    torch.testing.assert_close(asked.level.t.flatten(), t)
+    torch.testing.assert_close(asked.x, noised(x0, noise, FLOW.level(t)))
+    for row in range(11):
+        said = classifier_free(network, made, cond[[row]], null, guidance)
+        one = said(asked.x[row : row + 1], level_of(asked.level, row)).x0
+        torch.testing.assert_close(asked.x0[row : row + 1], one, atol=1e-5, rtol=1e-4)
 
 
 @pytest.mark.parametrize("target", [name for name in TARGETS if name != "posterior_mean"])

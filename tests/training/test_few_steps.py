@@ -62,6 +62,20 @@ def test_a_student_that_is_not_guided_comes_to_where_its_guided_teacher_does(set
     assert after < before / 2
 
 
+def test_a_student_of_guidance_draws_as_its_guided_teacher_does_by_any_sampler(settings, base, tmp_path):
+    pace = ["train_ldm.steps=150", "train_ldm.lr=3e-3", "train_ldm.ema=0.9", "train_ldm.save_every=150"]
+    changes = ["objective=guided", *pace, "train_ldm.validate_every=150", "sampler=dpm_solver_pp", "sampler.eta=2"]
+    teacher, student = load_model(base), load_model(taught(settings, base, tmp_path, *changes))
+    assert student.sampling.rehearsal(student.process.schedule)[0] == 2  # evaluations
+    for steps in (2, 5):
+        goal = latents(teacher, f"sample.steps={steps}")
+        before, after = (
+            (latents(model, f"sample.steps={steps}", "guidance.scale=1") - goal).square().mean().sqrt()
+            for model in (teacher, student)
+        )
+        assert after < before / 2
+
+
 def test_a_consistency_model_trains_with_and_without_a_teacher_and_draws_in_one_step(settings, base, tmp_path):
     for distill in ("true", "false"):
         changes = ["objective=consistency", f"objective.distill={distill}", "sample.steps=1"]
@@ -76,6 +90,12 @@ def test_a_consistency_model_trains_with_and_without_a_teacher_and_draws_in_one_
         (["objective=progressive", "base=''"], "learns from a model that is trained already; give base=MODEL"),
         (["objective=consistency", "objective.distill=true", "base=''"], "give base=MODEL"),
         (["objective=progressive", "guidance.scale=3"], "guided twice; set guidance.scale=1"),
+        (["objective=guided", "guidance.scale=3"], "guided twice; set guidance.scale=1"),
+        (["objective=guided", "base=''"], "give base=MODEL"),
+        (
+            ["objective=guided", "process.input_perturbation=0.1"],
+            "process.input_perturbation 0.1 has no part .* set it to 0",
+        ),
         (["objective=progressive", "sampler=dpm_solver_pp"], "set sampler=ddim"),
         (["objective=progressive", "sampler.eta=1"], "set sampler=ddim"),
         (["objective=progressive", "grid=karras", "objective.substeps=3"], "use grid=uniform"),

@@ -11,7 +11,7 @@ from processes import SCRIPTS, Script
 
 from ldm.config import load
 from ldm.run import Run
-from ldm.stages import train_autoencoder
+from ldm.stages import train_autoencoder, train_clip
 from ldm.training import preflight as module
 from ldm.training.preflight import Plan, check_disk, in_bytes, in_time, preflight, told_if_memory_runs_out
 
@@ -26,6 +26,7 @@ OWN = {  # settings by script
     "train_clip.py": TINY,
     "train_control.py": SHIPPED,
     "train_prior.py": CODED,
+    "train_unclip.py": TINY,
 }
 
 
@@ -42,6 +43,8 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(command, t
     own = OWN.get(script, UNTRAINED)
     if script == "train_prior.py":  # no shipped first stage has codes
         train_autoencoder(load(Run, None, [*own, "train_autoencoder.steps=1", f"out={tmp_path / 'run'}"]), CPU)
+    if script == "train_unclip.py":  # nor is a picture tower shipped
+        train_clip(load(Run, None, [*own, "train_clip.steps=1", f"out={tmp_path / 'run'}"]), CPU)
     options = [*config, *own, "adversarial.start=0", "cache.use=always", f"out={tmp_path / 'run'}", "--dry-run"]
     before = contents(tmp_path / "run")
     with Script(script, *options, output=tmp_path / "said") as process:

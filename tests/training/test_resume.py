@@ -12,7 +12,15 @@ from faulty import LineTask, trainer
 from ldm.config import load, to_dict, to_yaml
 from ldm.files import read_tensors
 from ldm.run import Run
-from ldm.stages import train_autoencoder, train_classifier, train_clip, train_control, train_ldm, train_prior
+from ldm.stages import (
+    train_autoencoder,
+    train_classifier,
+    train_clip,
+    train_control,
+    train_ldm,
+    train_prior,
+    train_unclip,
+)
 from ldm.training.checkpoint import newest
 from ldm.training.optim import TrainConfig
 from ldm.training.start import DRAWING, FREE, UNREAD, Start, changes
@@ -25,8 +33,10 @@ STAGES = {
     "classifier": train_classifier,
     "control": train_control,
     "prior": train_prior,
+    "unclip": train_unclip,
 }
 SECTION = {"denoiser": "train_ldm"}
+NEEDS = {"text": ("denoiser", "classifier", "unclip"), "picture": ("unclip",), "unclip": ("denoiser",)}
 FILES = ("weights", "ema", "optimizer", "learned")
 UNET = ("denoiser.width=16", "denoiser.multipliers=[1]", "denoiser.attention_levels=[]", "denoiser.heads=2")
 PLAIN = [*(option for option in TINY if not option.startswith("denoiser")), *UNET]
@@ -38,7 +48,7 @@ def parts(tmp_path_factory):
     """A run with the parts that the later stages build on."""
     torch.set_num_threads(1)
     folder = tmp_path_factory.mktemp("parts")
-    for stage in ("autoencoder", "clip"):
+    for stage in ("autoencoder", "clip", "unclip"):
         STAGES[stage](load(Run, None, [*TINY, f"out={folder}", f"train_{stage}.steps=1"]), CPU)
     train_ldm(load(Run, None, [*PLAIN, f"out={folder}", "train_ldm.steps=1"]), CPU)
     return folder
@@ -46,8 +56,8 @@ def parts(tmp_path_factory):
 
 def trained(stage, parts, out, steps, workers, *changes):
     out.mkdir(exist_ok=True)
-    for part in ("autoencoder", "text"):
-        if stage in ("denoiser", "classifier") and not (out / part).exists():
+    for part in ("autoencoder", "text", "picture", "unclip"):
+        if stage in NEEDS.get(part, ("denoiser", "classifier")) and not (out / part).exists():
             (out / part).symlink_to(parts / part)
     section = SECTION.get(stage, f"train_{stage}")
     settings = {"steps": steps, "workers": workers, "accumulate": 3, "decay": "constant", "warmup": 3}
@@ -80,8 +90,10 @@ def trained(stage, parts, out, steps, workers, *changes):
                 "sampler=ddim",
             ],
         ),
+        ("denoiser", ["unclip.decoder=true"]),
         ("classifier", []),
         ("control", []),
+        ("unclip", []),
     ],
 )
 def test_n_and_n_steps_are_two_n_bit_for_bit(parts, tmp_path, stage, changes):

@@ -78,7 +78,8 @@ def task_of(train, run, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("train", "folders"), [(train_autoencoder, ["autoencoder"]), (train_clip, ["text"]), (train_ldm, ["model"] * 2)]
+    ("train", "folders"),
+    [(train_autoencoder, ["autoencoder"]), (train_clip, ["text", "picture"]), (train_ldm, ["model"] * 2)],
 )
 def test_a_task_tells_all_that_it_exports(trained, monkeypatch, train, folders):
     """In bytes, as a dry run counts them; the model twice, since its best is kept too."""
@@ -466,7 +467,7 @@ def test_a_base_of_another_target_or_schedule_is_warned_of_with_the_settings_tha
     for other in (["process.target=x0"], ["schedule=cosine"], [f"schedule.shift={2 * trained.schedule.shift}"]):
         out = f"out={tmp_path / other[0]}"
         train_ldm(load(Run, None, [*tiny, f"base={base}", out, "train_ldm.steps=1", *other]), CPU)
-        assert f"warning: base {base} has another target or schedule" in (said := capsys.readouterr().err)
+        assert f"warning: base {base} has another target, schedule or condition" in (said := capsys.readouterr().err)
         assert all(setting in said for setting in own.split())
 
 
