@@ -25,8 +25,6 @@ def cache_pays(run: Run, data: Any, num_processes: int) -> bool:
     that train together takes batches of its own.
     """
     if run.unclip.decoder:
-        if run.cache.use == "always":
-            raise ValueError("cache.use=always: no cache holds the embeddings of unclip.decoder; set it to never")
         return False
     if run.cache.use != "auto":
         return run.cache.use == "always"
@@ -45,6 +43,8 @@ def cache_latents(run: Run, autoencoder: Autoencoder, text: ClipText, data: Any)
         StaleCache: the cache that is there was made by something else.
         ValueError: the data cannot be cached.
     """
+    if run.unclip.decoder:
+        raise ValueError("no cache holds the embeddings that unclip.decoder=true tells; it is trained without one")
     if isinstance(data, IterableDataset):
         raise ValueError("a stream has no end and cannot be cached; set cache.use=never, or use data.name=shards")
     folder = Path(run.out) / "cache"

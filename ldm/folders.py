@@ -3,7 +3,7 @@
     model/  config.yaml  manifest.json  denoiser.safetensors  autoencoder/  text/  and, where it is told c, unclip/
     autoencoder/  config.yaml  manifest.json  autoencoder.safetensors
     text/  config.json  manifest.json  text.safetensors
-    picture/  config.json  manifest.json  picture.safetensors
+    picture/  config.json  manifest.json  made_from.json  picture.safetensors
     unclip/  config.yaml  manifest.json  made_from.json  unclip.safetensors  picture/
     classifier/  config.yaml  manifest.json  made_from.json  classifier.safetensors
     prior/  config.yaml  manifest.json  made_from.json  prior.safetensors
@@ -60,8 +60,10 @@ def save_text(text: ClipText, folder: Path) -> None:
         text.save(staged, torch.float16)
 
 
-def save_picture(picture: ClipPicture, folder: Path) -> None:
+def save_picture(picture: ClipPicture, text: str, folder: Path) -> None:
+    """Write the folder of CLIP's picture tower; ``text`` is the fingerprint of the text encoder beside it."""
     with whole_folder(folder) as staged:
+        (staged / MADE_FROM).write_text(json.dumps({"text encoder": text}) + "\n")
         picture.save(staged, torch.float16)
 
 
@@ -81,7 +83,7 @@ def save_unclip(unclip: Unclip, run: Run, text: str, folder: Path) -> None:
     """Write the folder of unCLIP's prior and picture tower; ``text`` is the fingerprint of the text encoder."""
     with whole_folder(folder) as staged:
         _write_part("unclip", unclip.prior, run, {"text encoder": text}, staged)
-        save_picture(unclip.picture, staged / "picture")
+        save_picture(unclip.picture, text, staged / "picture")
 
 
 def save_classifier(network: Classifier, run: Run, autoencoder: str, folder: Path) -> None:
@@ -184,6 +186,12 @@ def unet_of(model: TextToImage) -> UNet:
     return model.denoiser
 
 
+def unclip_fingerprint(unclip: Unclip) -> str:
+    """A short hash of all that c of a picture depends on: not of the prior's network."""
+    scaling = {"mean": unclip.prior.mean, "std": unclip.prior.std}
+    return _hash({**unclip.picture.state_dict(), **scaling})
+
+
 def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: str) -> None:
     """Raise ValueError unless the latents and noise levels of ``whose`` network are those of ``model``."""
     if autoencoder != latent_fingerprint(model.autoencoder):
@@ -241,9 +249,11 @@ def load_text(folder: Path, device: torch.device | str = "cpu") -> ClipText:
     return ClipText.load(folder).to(device)
 
 
-def load_picture(folder: Path, device: torch.device | str = "cpu") -> ClipPicture:
-    """CLIP's picture tower in ``folder``, frozen."""
+def load_picture(folder: Path, text: ClipText, device: torch.device | str = "cpu") -> ClipPicture:
+    """CLIP's picture tower in ``folder``, frozen; ValueError where it was not trained beside ``text``."""
     check_folder(folder)
+    if json.loads((folder / MADE_FROM).read_text())["text encoder"] != fingerprint(text):
+        raise ValueError(f"{folder} was trained beside another text encoder; train both with train_clip.py")
     return ClipPicture.load(folder).to(device)
 
 
@@ -257,7 +267,7 @@ def load_unclip(folder: Path, text: ClipText, device: torch.device | str = "cpu"
     check_folder(folder)
     if json.loads((folder / MADE_FROM).read_text())["text encoder"] != fingerprint(text):
         raise ValueError(f"{folder} was trained on the words of another text encoder; train one with train_unclip.py")
-    run, picture = load(Run, folder / CONFIG), load_picture(folder / "picture", device)
+    run, picture = load(Run, folder / CONFIG), load_picture(folder / "picture", text, device)
     prior = run.unclip.build(picture.architecture.output_dim, text)
     load_weights(prior, folder / "unclip.safetensors")
     prior.requires_grad_(False).eval().to(device)

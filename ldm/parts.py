@@ -36,6 +36,7 @@ WHOLE = ("autoencoder", "bottleneck", "text", "denoiser", "unclip", "schedule", 
 OF_TRAINING = ("text_dropout", "offset_noise", "input_perturbation")  # what of the process is a training's
 AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train_clip.py"
 UNCLIP_SCRIPT = "scripts/train_unclip.py"
+OF_PRIOR = ("width", "depth", "heads")  # settings of unclip that settle the prior's network
 
 
 def start_autoencoder(run: Run, network: Autoencoder) -> None:
@@ -92,7 +93,7 @@ def join_decoder(run: Run, autoencoder: Path) -> None:
 def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> None:
     """Load the denoiser of ``run.base``, which must be of the same latents.
 
-    It is warned of another target or schedule, or of an embedding that but one of both is told.
+    It is warned of another target or schedule, and where only one of the two is told unCLIP's embedding.
 
     Raises:
         ValueError: the base is no whole model, or its denoiser is of another shape or of another autoencoder.
@@ -112,8 +113,8 @@ def start_denoiser(run: Run, network: nn.Module, autoencoder: Autoencoder) -> No
             raise
         raise ValueError(f"base {base} has another denoiser than this run asks for; its own: {others}") from error
     print(f"the denoiser starts from {base}")
-    known = _levels(made_by)
-    if known != _levels(run):
+    known = _known_settings(made_by)
+    if known != _known_settings(run):
         own = " ".join(f"{key}={_plain(value)}" for key, value in known.items())
         print(f"warning: base {base} has another target, schedule or condition; its own: {own}", file=sys.stderr)
 
@@ -156,31 +157,46 @@ def frozen_clip(run: Run, device: torch.device) -> tuple[ClipText, ClipPicture]:
     Raises:
         ValueError: the run has trained none.
     """
-    for tower in ("text", "picture"):
-        if run.text.model or not settled(Path(run.out) / tower):
+    if run.text.model:
+        raise ValueError(f"text.model {run.text.model}: unCLIP wants a CLIP of this run's own; leave text.model out")
+    for tower in (Path(run.out) / "text", Path(run.out) / "picture"):
+        if not settled(tower):
             raise ValueError(
-                f"unCLIP wants both towers of a CLIP of this run's own, and {Path(run.out) / tower} is not there; "
-                f"train them with {TEXT_SCRIPT}, with text.model left out"
+                f"unCLIP wants both towers of a CLIP of this run's own, and {tower} is not there; train them with "
+                f"{TEXT_SCRIPT} (of a training that an earlier version ended, by more train_clip.steps)"
             )
-    return _frozen_text(run, device), load_picture(Path(run.out) / "picture", device)
+    text = _frozen_text(run, device)
+    picture = load_picture(Path(run.out) / "picture", text, device)
+    _check_size(run, picture)
+    return text, picture
 
 
-def frozen_unclip(run: Run, text: ClipText, device: torch.device) -> Unclip:
-    """The prior and the picture tower that the denoiser builds on.
+def frozen_unclip(run: Run, text: ClipText, device: torch.device) -> tuple[Run, Unclip]:
+    """The prior and the picture tower that the denoiser builds on, and the run as it is with them.
 
     Raises:
-        ValueError: neither the run nor its base has one, the run's own is of other settings, or the denoiser would not
-            see what it draws.
+        ValueError: neither the run nor its base has one, or the run's own is of other settings.
     """
     own = Path(run.out) / "unclip"
     folder = Path(run.base) / "unclip" if run.base and not settled(own) else own
     if not settled(folder):
         raise ValueError(f"unclip.decoder=true wants a prior, and {folder} is not there; train it with {UNCLIP_SCRIPT}")
-    if not run.denoiser.pooled:
-        raise ValueError("denoiser.pooled=false: unclip.decoder tells the embedding in its place; set it to true")
     unclip, made_by = load_unclip(folder, text, device)
     _check_own(run, "unclip", folder, _network(made_by, "unclip"), UNCLIP_SCRIPT)
-    return unclip._replace(steps=run.unclip.steps, scale=run.unclip.scale)
+    _check_size(run, unclip.picture)
+    sizes = {name: getattr(made_by.unclip, name) for name in OF_PRIOR}
+    run = replace(run, unclip=replace(run.unclip, **sizes))
+    return run, unclip._replace(steps=run.unclip.steps, scale=run.unclip.scale)
+
+
+def _check_size(run: Run, picture: ClipPicture) -> None:
+    """Raise ValueError where CLIP does not know pictures of the run's size."""
+    size = picture.architecture.image_size
+    if run.data.size != size:
+        raise ValueError(
+            f"data.size {run.data.size}: CLIP's picture tower was trained on pictures of {size}; set data.size={size}, "
+            f"or train another with {TEXT_SCRIPT}"
+        )
 
 
 def frozen_model(run: Run, device: torch.device) -> tuple[Run, TextToImage]:
@@ -241,7 +257,7 @@ def _check_own(run: Run, name: str, folder: Path, found: dict[str, Any], script:
         )
 
 
-def _levels(run: Run) -> dict[str, Any]:
+def _known_settings(run: Run) -> dict[str, Any]:
     """The settings, by name, that settle what a denoiser says at which noise level, and what it is told."""
     settings = to_dict(run)
     seen = {f"process.{name}": settings["process"][name] for name in ("target", "unit_input", "learned_variance")}
@@ -254,7 +270,7 @@ def _network(run: Run, stage: str) -> dict[str, Any]:
     if stage == "text":
         return _text_network(run.text)
     if stage == "unclip":
-        return {f"unclip.{name}": getattr(run.unclip, name) for name in ("width", "depth", "heads")}
+        return {f"unclip.{name}": getattr(run.unclip, name) for name in OF_PRIOR}
     _, bottleneck = run.bottleneck.network  # a penalty's weight does not change what comes out
     own = run.autoencoder
     decoder = {"decoder_width": own.decoder_width or own.width, "decoder_blocks": own.decoder_blocks or own.blocks}

@@ -128,16 +128,10 @@ class TextToImage:
     def condition(self, prompts: list[str], seeds: list[int] | None = None) -> Condition:
         """What the text encoder says of the B ``prompts``: a ``Condition`` of B rows on the model's device.
 
-        With unCLIP the pooled state is an embedding that its prior draws from the text, row i from ``seeds[i]``, or
-        from i; of an empty prompt it is zero.
+        With unCLIP the pooled state is an embedding of the picture instead, drawn from the text (``Unclip.told``).
         """
         cond = self.text(prompts).to(self.device)
-        if self.unclip is None:
-            return cond
-        seeds = list(range(len(prompts))) if seeds is None else seeds
-        embeddings = self.unclip.of_text(cond, self.text([""]).to(self.device), seeds)
-        told = torch.tensor([[bool(prompt)] for prompt in prompts], device=self.device)
-        return replace(cond, pooled=torch.where(told, embeddings, 0.0))
+        return cond if self.unclip is None else self.unclip.told(prompts, cond, self.text([""]).to(self.device), seeds)
 
     def denoise(
         self, prompts: list[str], null: Condition, guidance: GuidanceConfig, seeds: list[int] | None = None

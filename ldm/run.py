@@ -135,6 +135,10 @@ class Run(Sampling):
     def check_denoiser(self) -> None:
         """Raise ValueError where a setting would spoil the training of a denoiser."""
         self.process.check(self.schedule.build())
+        if self.unclip.decoder and not self.denoiser.pooled:
+            raise ValueError("denoiser.pooled=false: unclip.decoder tells the embedding in its place; set it to true")
+        if self.unclip.decoder and self.cache.use == "always":
+            raise ValueError("cache.use=always: no cache holds the embeddings of unclip.decoder; set it to never")
         if self.process.learned_variance:
             even = isinstance(self.times, UniformConfig | ImportanceConfig)
             if not even or self.process.offset_noise or self.process.input_perturbation:

@@ -20,6 +20,7 @@ from pathlib import Path
 import torch
 from accelerate.utils import broadcast_object_list
 from torch import nn
+from torch.utils.data import IterableDataset
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import num_codes
@@ -34,6 +35,7 @@ from ldm.folders import (
     build_denoiser,
     fingerprint,
     latent_fingerprint,
+    load_text,
     model_fingerprints,
     save_autoencoder,
     save_classifier,
@@ -43,6 +45,7 @@ from ldm.folders import (
     save_prior,
     save_text,
     save_unclip,
+    unclip_fingerprint,
     unet_of,
 )
 from ldm.parts import (
@@ -123,7 +126,7 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
 
     def save(text: ClipText, picture: ClipPicture) -> None:
         save_text(text, folder)
-        save_picture(picture, other)
+        save_picture(picture, fingerprint(load_text(folder)), other)
 
     task = ClipTask(run.text, vocabulary, run.data.size, *data, config, save)
     _train(task, config, run, device, {}, start)
@@ -142,7 +145,9 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
     run, autoencoder, text = frozen_stages(run, device)
-    unclip = frozen_unclip(run, text, device) if run.unclip.decoder else None
+    unclip = None
+    if run.unclip.decoder:
+        run, unclip = frozen_unclip(run, text, device)
     network = build_denoiser(run, autoencoder, text).to(device)
     run.check_size(autoencoder.factor * getattr(network, "multiple", 1))
     if run.base and not _resumes(run, DenoiserTask.name):
@@ -161,8 +166,17 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     def save(net: nn.Module, best: bool) -> None:
         save_model(replace(model, denoiser=net), run, folder.with_name("model-best") if best else folder)
 
-    dropout, prompts = run.process.text_dropout, scored_prompts(run)
-    task = DenoiserTask(model, objective, train_data, val, config, save, text_dropout=dropout, prompts=prompts)
+    task = DenoiserTask(
+        model,
+        objective,
+        train_data,
+        val,
+        config,
+        save,
+        text_dropout=run.process.text_dropout,
+        words_dropout=run.unclip.words_dropout,
+        prompts=scored_prompts(run),
+    )
     made_from = {
         "autoencoder": latent_fingerprint(autoencoder),
         "text encoder": fingerprint(text),
@@ -171,7 +185,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         "weight": str(run.weight),
         "distribution of times": str(run.times),
         **taught_by(run),
-        **({} if unclip is None else {"unCLIP": fingerprint(unclip.picture) + fingerprint(unclip.prior)}),
+        **({} if unclip is None else {"embedding of the picture": unclip_fingerprint(unclip)}),
     }
     _train(task, config, run, device, made_from, start)
     return folder
@@ -225,18 +239,20 @@ def train_unclip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train unCLIP's prior of the run's own CLIP; returns its folder.
 
     Raises:
-        ValueError: the run has trained no CLIP.
+        ValueError: the run has trained no CLIP, or not of pictures of this size, or its data is a stream.
     """
     config, folder = run.train_unclip, _own(run, "unclip")
     torch.manual_seed(config.seed)
     text, picture = frozen_clip(run, device)
     prior = run.unclip.build(picture.architecture.output_dim, text).to(device)
     unclip = Unclip(picture, prior, run.unclip.steps, run.unclip.scale)
-    pictures = run.unclip.pictures
+    data, pictures = run.data.build("train"), run.unclip.pictures
+    if isinstance(data, IterableDataset):
+        raise ValueError("a stream has no first pictures whose embeddings could be kept; use data.name=shards")
     if start.scratch:
         print(f"a run would first take CLIP's embeddings of {pictures} pictures, which is not in the time below")
         pictures = min(pictures, config.batch * config.accumulate)
-    train = embeddings_of(picture, run.data.build("train"), pictures, config)
+    train = embeddings_of(picture, data, pictures, config)
     prior.measure(train.embeddings)
     dropout = run.process.text_dropout
     made_from = {

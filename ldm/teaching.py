@@ -8,7 +8,7 @@ from ldm.config import load, name_in, to_dict
 from ldm.diffusion.few_steps import OBJECTIVES, ConsistencyConfig, DenoisingConfig, ProgressiveConfig, Teacher
 from ldm.diffusion.loss import DenoisingLoss
 from ldm.files import check_folder
-from ldm.folders import CONFIG, digest, load_model
+from ldm.folders import CONFIG, digest, load_model, unclip_fingerprint
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.samplers.ddim import DDIMConfig
@@ -27,7 +27,11 @@ def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
     if run.objective.needs_teacher:
         base = load_model(Path(run.base), model.device)
         if not _read_alike(base, model):
-            raise ValueError(f"base {run.base} reads text by another encoder than this run's; use the base's own parts")
+            raise ValueError(f"base {run.base} reads text by another encoder than this run's; use the base's own")
+        if _embeddings(base) != _embeddings(model):
+            raise ValueError(
+                f"base {run.base} is told another embedding of pictures than this run's; use the base's own"
+            )
         teacher = Teacher(base.denoiser, base.process, base.sampling.guidance, model.condition([""]))
     examples = run.objective.build(
         network=model.denoiser,
@@ -50,9 +54,13 @@ def objective_of(run: Run, model: TextToImage) -> DenoisingLoss:
 
 @torch.no_grad()
 def _read_alike(one: TextToImage, other: TextToImage) -> bool:
-    """Whether both networks are told the same of a prompt."""
-    a, b = (model.condition([PROBE]) for model in (one, other))
-    return all(x.shape == y.shape and torch.equal(x, y) for x, y in ((a.tokens, b.tokens), (a.pooled, b.pooled)))
+    """Whether the text encoders of both say the same."""
+    a, b = (model.text([PROBE]).tokens for model in (one, other))
+    return a.shape == b.shape and torch.equal(a, b)
+
+
+def _embeddings(model: TextToImage) -> str:
+    return "" if model.unclip is None else unclip_fingerprint(model.unclip)
 
 
 def check_objective(run: Run) -> None:

@@ -6,7 +6,10 @@ denoiser of latents is told c where it else is told the caption's pooled state.
 Legend: B batch, P channels of an embedding.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cache
+from math import inf
 from typing import NamedTuple
 
 import torch
@@ -23,8 +26,13 @@ from ldm.samplers.ddim import ddim
 from ldm.text.picture import ClipPicture
 from ldm.types import Condition, TextEncoder
 
-# the network says c itself rather than the noise (Sec. 2.2, eq. 2)
-PROCESS = Process(CosineConfig().build(), TARGETS["x0"])
+ANOTHER = 6_364_136_223_846_793_005  # by which a seed is multiplied for draws that are independent of its own
+
+
+@cache
+def embedding_process() -> Process:
+    """That of embeddings: the network says c itself rather than the noise (Sec. 2.2, eq. 2)."""
+    return Process(CosineConfig().build(), TARGETS["x0"])
 
 
 @dataclass
@@ -38,11 +46,16 @@ class UnclipConfig:
     pictures: int = 20_000  # whose embeddings the prior learns, taken once
     steps: int = 30  # of ddim with eta 1 in which it draws
     scale: float = 1.0  # of its guidance
+    words_dropout: float = 0.1  # share of captions whose words the denoiser is not told, but c
 
     def __post_init__(self) -> None:
-        for name in ("pictures", "steps"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+        for name, least in (("pictures", 2), ("steps", 1)):
+            if getattr(self, name) < least:
+                raise ValueError(f"{name} {getattr(self, name)} is not at least {least}")
+        if not abs(self.scale) < inf:
+            raise ValueError(f"scale {self.scale} is not a finite number; 1 is no guidance")
+        if not 0 <= self.words_dropout <= 1:
+            raise ValueError(f"words_dropout {self.words_dropout} is not in [0, 1]; try words_dropout=0.1")
         self.network()  # refuses sizes that do not fit
 
     def network(self) -> DiTConfig:
@@ -68,7 +81,7 @@ class EmbeddingPrior(DiT):
     def measure(self, embeddings: Tensor) -> None:
         """Take mean and deviation of ``embeddings`` (N, P)."""
         self.mean.copy_(embeddings.mean(dim=0))
-        self.std.copy_(embeddings.std(dim=0, correction=0).clamp(min=1e-6))
+        self.std.copy_(embeddings.std(dim=0, correction=0).clamp(min=1e-4))  # which half precision still tells
 
     def scaled(self, embeddings: Tensor) -> Tensor:
         """Embeddings (B, P) of CLIP as they are drawn and told."""
@@ -80,9 +93,10 @@ class EmbeddingPrior(DiT):
 
         ``null`` is the empty prompt, a row for each.
         """
-        noise = ImageNoise(seeds, (len(self.mean), 1, 1), self.mean.device)
-        grid = uniform(PROCESS.schedule, steps)
-        denoise = classifier_free(self, PROCESS, cond, null, scale)
+        own = [(seed + 1) * ANOTHER % 2**63 for seed in seeds]  # the picture's noise is drawn from the seeds themselves
+        noise, process = ImageNoise(own, (len(self.mean), 1, 1), self.mean.device), embedding_process()
+        grid = uniform(process.schedule, steps)
+        denoise = classifier_free(self, process, cond, null, scale)
         return ddim(denoise, noise() * grid[0].norm, grid, noise, eta=1.0).flatten(1)
 
 
@@ -93,6 +107,7 @@ class Unclip(NamedTuple):
     prior: EmbeddingPrior
     steps: int
     scale: float
+    given: Tensor | None = None  # c (1, P) that drawn images have, whatever their prompt
 
     def of_pictures(self, images: Tensor) -> Tensor:
         """c (B, P) of images (B, 3, H, W) in [-1, 1]."""
@@ -101,3 +116,17 @@ class Unclip(NamedTuple):
     def of_text(self, cond: Condition, null: Condition, seeds: list[int]) -> Tensor:
         """c (B, P) drawn for the text ``cond``, row i from ``seeds[i]``; ``null`` is the empty prompt, of one row."""
         return self.prior.draw(cond, null.repeat(len(cond)), seeds, steps=self.steps, scale=self.scale)
+
+    def told(self, prompts: Sequence[str], cond: Condition, null: Condition, seeds: list[int] | None) -> Condition:
+        """``cond``, the text of ``prompts``, with c in the pooled state's place: zero where a prompt is empty.
+
+        Without ``seeds`` every row has the seed 0, and nothing is ``given``.
+        """
+        if self.given is not None and seeds is not None:
+            return replace(cond, pooled=self.given.expand(len(cond), -1))
+        embeddings = torch.zeros(len(cond), len(self.prior.mean), device=cond.pooled.device)
+        rows = [row for row, prompt in enumerate(prompts) if prompt.strip()]
+        if rows:
+            own = [0 if seeds is None else seeds[row] for row in rows]
+            embeddings[rows] = self.of_text(cond[rows], null, own).to(embeddings.dtype)
+        return replace(cond, pooled=embeddings)

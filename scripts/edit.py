@@ -226,15 +226,14 @@ def trace(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
 
 
 def resemble(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:
-    steer, unclip = resembling(model, image, negative=args.negative_prompt), model.unclip
+    unclip = model.unclip = resembling(model, image).unclip
     assert unclip is not None  # or it would have been refused
-    own = unclip.of_pictures(image.to(model.device))
 
     def residual(result: Tensor) -> float:
-        return (unclip.of_pictures(result.to(model.device)) - own).square().mean().sqrt().item()
+        return (unclip.of_pictures(result.to(model.device)) - unclip.given).square().mean().sqrt().item()
 
     steps = model.sampling.sample.steps
-    return Plan([image], "the picture", steps, steer, residual=residual, kept="CLIP's embedding of it")
+    return Plan([image], "the picture", steps, residual=residual, kept="CLIP's embedding of it")
 
 
 def restore(args: argparse.Namespace, model: TextToImage, image: Tensor) -> Plan:

@@ -135,6 +135,8 @@ def of_model(
 ) -> Report:
     """The report of what ``model``, which ``run`` made, draws; ``out`` is given one before all is done."""
     model.sampling = model.sampling.but(*given_sampling(args))
+    if args.likelihood and model.unclip is not None:
+        raise ValueError("--likelihood: this model is told CLIP's embedding of the very picture; leave it out")
     sweeps = read_sweeps(args.sweep, model.sampling)
     steer, steering = given_steering(args, model, model.sampling)
     draw = Drawer(model, args.seed or 0, args.precision or resolve_precision("auto", model.device), steer)

@@ -9,10 +9,11 @@ from ldm.config import load
 from ldm.editing import resembling
 from ldm.folders import load_model, load_unclip, save_model, shipped_model
 from ldm.run import Run
+from ldm.samplers import ImageNoise
 from ldm.text.clip import ClipConfig, build_clip
 from ldm.text.picture import ClipPicture
 from ldm.types import Batch, Condition
-from ldm.unclip import PROCESS, EmbeddingPrior, Unclip, UnclipConfig
+from ldm.unclip import EmbeddingPrior, Unclip, UnclipConfig, embedding_process
 
 P = 12
 PROMPTS = ["a red star", "two blue rings on a white background"]
@@ -32,7 +33,7 @@ class Exact(EmbeddingPrior):
         self.prepare = torch.nn.Identity()
 
     def forward(self, x, t, cond):
-        level, mean = PROCESS.schedule.level(t), cond.pooled[:, :, None, None]
+        level, mean = embedding_process().schedule.level(t), cond.pooled[:, :, None, None]
         gain = level.alpha * self.S**2 / ((level.alpha * self.S) ** 2 + level.sigma**2)
         return mean + gain * (x - level.alpha * mean)
 
@@ -115,8 +116,32 @@ def test_the_denoiser_is_told_the_pictures_own_embedding_in_training_and_one_tha
 
 def test_of_the_empty_prompt_the_embedding_is_zero(model):
     model, _ = model
-    pooled = model.condition(["", "a red star", ""]).pooled
-    assert not pooled[0].any() and not pooled[2].any() and bool(pooled[1].any())
+    pooled = model.condition(["", "a red star", "  "], [4, 5, 6]).pooled
+    assert not pooled[0].any() and not pooled[2].any()
+    torch.testing.assert_close(pooled[[1]], model.condition(["a red star"], [5]).pooled, atol=1e-5, rtol=1e-4)
+    assert not model.condition([""]).pooled.any()
+
+
+def test_without_seeds_an_embedding_depends_on_the_prompt_alone(model):
+    model, _ = model
+    pooled = model.condition([*PROMPTS, PROMPTS[0]]).pooled
+    torch.testing.assert_close(pooled[0], pooled[2], atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(pooled[[1]], model.condition([PROMPTS[1]]).pooled, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.parametrize("seed", [0, 7, 2**63 - 1])
+def test_the_embedding_and_the_picture_have_noise_of_their_own(seed):
+    """p(x | c, y) p(c | y): c is independent of the noise that the picture is drawn from."""
+    seen = []
+
+    class Watched(Exact):
+        def forward(self, x, t, cond):
+            seen.append(x.flatten())
+            return super().forward(x, t, cond)
+
+    Watched().draw(condition(1), condition(1), [seed], steps=1, scale=1.0)
+    theirs = ImageNoise([seed], (4, 16, 16))().flatten()[:P]
+    assert (seen[0] - theirs).abs().max() > 0.5
 
 
 def test_an_image_depends_on_its_seed_alone_and_on_the_embedding(model):
@@ -137,15 +162,14 @@ def test_pictures_that_resemble_one_are_told_its_embedding_whatever_the_prior_dr
     sampling = model.sampling.but("sample.steps=2", "guidance.interval=[0,1]")
     model = replace(model, sampling=sampling)
     for prompt in ("", "a red star"):
-        [(drawn, _)] = model([prompt], seed=3, steer=resembling(model, image))
-        with_prior = replace(model, unclip=model.unclip._replace(prior=Other(model.unclip.prior)))
-        [(same, _)] = with_prior([prompt], seed=3, steer=resembling(model, image))
-        assert torch.equal(drawn, same)
-        given = model.unclip._replace(prior=Given(model.unclip.of_pictures(image)))
-        [(other, _)] = replace(model, unclip=given)([prompt or "a blue ring"], seed=3)
-        assert torch.allclose(drawn, other, atol=1e-5) == bool(prompt)
-    [(another, _)] = model(["a red star"], seed=3, steer=resembling(model, -image))
-    assert (another - drawn).abs().max() > 1e-3
+        [(drawn, _)] = resembling(model, image)([prompt], seed=3)
+        [(again, _)] = resembling(model, image)([prompt], seed=3)
+        [(another, _)] = resembling(model, -image)([prompt], seed=3)
+        assert torch.equal(drawn, again) and (another - drawn).abs().max() > 1e-3
+    alike = resembling(model, image)
+    given = model.unclip.of_pictures(image).expand(2, -1)
+    assert torch.equal(alike.condition(["a red star", ""], [0, 1]).pooled, given)
+    assert not alike.condition([""]).pooled.any()  # what guidance drives away from is told none
 
 
 def test_a_model_that_is_told_no_embedding_has_none_to_resemble():
@@ -153,21 +177,11 @@ def test_a_model_that_is_told_no_embedding_has_none_to_resemble():
         resembling(load_model(shipped_model()), torch.zeros(1, 3, 64, 64))
 
 
-class Given:
-    """Draws what it was given."""
-
-    def __init__(self, embedding):
-        self.embedding = embedding
-
-    def draw(self, cond, *args, **options):
-        return self.embedding.expand(len(cond), -1)
-
-
 class Other:
     """Draws another embedding."""
 
     def __init__(self, prior):
-        self.prior = prior
+        self.prior, self.mean = prior, prior.mean
 
     def draw(self, *args, **options):
         return -self.prior.draw(*args, **options)
@@ -189,7 +203,10 @@ def test_a_folder_holds_all_of_it(model, tmp_path):
         load_unclip(tmp_path / "model" / "unclip", type(model.text)(other, model.text.vocabulary))
 
 
-@pytest.mark.parametrize("wrong", [{"steps": 0}, {"pictures": 0}, {"width": 30}, {"depth": 0}])
-def test_settings_out_of_range_are_refused_by_name(wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
-        UnclipConfig(**wrong)
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("steps", 0), ("pictures", 1), ("scale", float("inf")), ("words_dropout", 1.5), ("width", 30), ("depth", 0)],
+)
+def test_settings_out_of_range_are_refused_by_name(name, value):
+    with pytest.raises(ValueError, match=name):
+        UnclipConfig(**{name: value})

@@ -3,7 +3,7 @@
 Legend: B batch, C latent channels, H W latent size.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -101,6 +101,11 @@ def unit(x: Tensor, level: Level) -> Tensor:
 def noised(x0: Tensor, noise: Tensor, level: Level) -> Tensor:
     """x = alpha x0 + sigma noise (DDPM, arXiv:2006.11239, eq. 4)."""
     return level.alpha * x0 + level.sigma * noise
+
+
+def drop_words(cond: Condition, null: Condition, share: float, generator: torch.Generator) -> Condition:
+    """``cond`` with the words of a random ``share`` of its rows those of ``null``; what is pooled stays (unCLIP)."""
+    return replace(drop_text(cond, null, share, generator), pooled=cond.pooled)
 
 
 def drop_text(cond: Condition, null: Condition, share: float, generator: torch.Generator) -> Condition:

@@ -5,7 +5,7 @@
     steer, walk = filled(model, image, mask, ResamplingConfig())
     model([prompt], steer=steer, walk=walk)
     model([prompt], steer=restored(model, operator, y))
-    model([prompt], steer=resembling(model, image))
+    resembling(model, image)([prompt])
 
 Legend: H W image size, f the autoencoder's factor, m number of measurements.
 """
@@ -15,7 +15,6 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ldm.diffusion.guidance import classifier_free
 from ldm.editing.image_to_image import check_strength, image_to_image
 from ldm.editing.inpainting import keep_known, latent_mask, without_hole
 from ldm.editing.inversion import reword
@@ -23,7 +22,7 @@ from ldm.editing.operators import Operator
 from ldm.editing.posterior import ddnm, dps
 from ldm.editing.resampling import ResamplingConfig
 from ldm.pipeline import Steer, TextToImage, Walk, from_noise
-from ldm.types import Denoise, Grid, Noise, Sampler
+from ldm.types import Batch, Denoise, Grid, Noise, Sampler
 
 
 def varied(model: TextToImage, image: Tensor, strength: float) -> Walk:
@@ -44,10 +43,10 @@ def reworded(model: TextToImage, image: Tensor, caption: str, strength: float) -
     0 the picture stays, and the higher it is the more the words may move.
     """
     check_strength(strength)
-    latent = _encoded(model, image)
+    latent, told = model.encode(Batch(image, [caption]))
 
     def walk(sampler: Sampler, denoise: Denoise, grid: Grid, noise: Noise) -> Tensor:
-        shown = model.process.denoiser(model.denoiser, model.condition([caption]))
+        shown = model.process.denoiser(model.denoiser, told)
         return reword(denoise, shown, grid, latent, strength=strength, noise=noise)
 
     return walk
@@ -99,10 +98,10 @@ def followed(model: TextToImage, operator: Operator, y: Tensor, *, zeta: float =
     return lambda denoise, prompts: dps(denoise, measure, y.expand(len(prompts), *y.shape[1:]), zeta=zeta, std=std)
 
 
-def resembling(model: TextToImage, image: Tensor, *, negative: str = "") -> Steer:
-    """Towards pictures with CLIP's embedding of ``image`` (1, 3, H, W) in [-1, 1], whatever the prior would draw.
+def resembling(model: TextToImage, image: Tensor) -> TextToImage:
+    """``model`` that draws pictures with CLIP's embedding of ``image`` (1, 3, H, W) in [-1, 1], whatever their prompt.
 
-    The variations of unCLIP (Ramesh et al. 2022, arXiv:2204.06125, Sec. 3.1). The prompt is told beside it.
+    The variations of unCLIP (Ramesh et al. 2022, arXiv:2204.06125, Sec. 3.1).
 
     Raises:
         ValueError: the model's denoiser is told no embedding, or the picture is of another size than CLIP knows.
@@ -110,13 +109,7 @@ def resembling(model: TextToImage, image: Tensor, *, negative: str = "") -> Stee
     if model.unclip is None:
         raise ValueError("the model's denoiser is told no embedding of a picture; give one of unclip.decoder=true")
     embedding = model.unclip.of_pictures(image.to(model.device))
-
-    def steer(denoise: Denoise, prompts: list[str]) -> Denoise:
-        told = replace(model.text(prompts).to(model.device), pooled=embedding.expand(len(prompts), -1))
-        null = model.condition([negative]).repeat(len(prompts))
-        return classifier_free(model.denoiser, model.process, told, null, model.sampling.guidance)
-
-    return steer
+    return replace(model, unclip=model.unclip._replace(given=embedding))
 
 
 def _encoded(model: TextToImage, image: Tensor) -> Tensor:

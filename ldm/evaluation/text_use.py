@@ -7,7 +7,8 @@ Legend: B batch, C H W latent, T bands of time.
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from math import inf
 
 import torch
 from torch import Tensor
@@ -15,7 +16,6 @@ from torch import Tensor
 from ldm.data.latents import Latents
 from ldm.diffusion.loss import loss
 from ldm.pipeline import TextToImage
-from ldm.types import Condition
 
 BAND = "@"  # in the name of a figure that is a part of another: loss@0.06 is the loss around time 0.06
 BANDS = 8  # T: parts of equal length of the time from 0 to 1
@@ -74,11 +74,14 @@ def text_use(
         t, times = times[: len(latent)], times[len(latent) :]  # (B,)
         noise = torch.randn(latent.shape, generator=generator).to(latent.device)
         band = (t * bands).long()  # (B,)
-        others, differs = _others(cond)
+        # what is pooled with unCLIP is of the picture, and differs where the caption is the same
+        others, differs = _others(cond.pooled if model.unclip is None else cond.tokens * cond.mask[:, :, None])
         every = torch.ones(len(latent), dtype=torch.bool)
         told = [(cond, every), (cond[others], differs), (null.repeat(len(latent)), every)]
         if captions is not None:
-            told.append((model.condition(_reordered(captions[batch])), every))
+            said = model.text(_reordered(captions[batch])).to(latent.device)
+            # with unCLIP the picture's own embedding stays: the words alone are in another order
+            told.append((said if model.unclip is None else replace(said, pooled=cond.pooled), every))
         for kind, (said, counted) in enumerate(told):
             each = loss(network, model.process, latent, said, t.to(latent.device), noise)  # (B,)
             sums[kind].index_add_(0, band[counted], each.double().cpu()[counted])
@@ -95,10 +98,10 @@ def _reordered(captions: Sequence[str]) -> list[str]:
     return [" ".join(rng.sample(words, len(words))) for words in split]
 
 
-def _others(cond: Condition) -> tuple[list[int], Tensor]:
-    """For each row the next one whose text differs, and whether there is one (B,)."""
-    differs = (cond.pooled[:, None] - cond.pooled[None]).abs().amax(dim=-1).cpu() > 1e-6  # (B, B)
-    count = len(cond)
+def _others(text: Tensor) -> tuple[list[int], Tensor]:
+    """For each row of ``text`` (B, ...) the next one that differs, and whether there is one (B,)."""
+    differs = torch.cdist(text.flatten(1), text.flatten(1), p=inf).cpu() > 1e-6  # (B, B)
+    count = len(text)
     ahead = (torch.arange(count)[:, None] + torch.arange(count)) % count  # (B, B): row i counts up from i
     first = differs.gather(1, ahead).int().argmax(dim=1)  # (B,), 0 where none differs
     return [*map(int, ahead[torch.arange(count), first])], differs.any(dim=1)

@@ -40,7 +40,7 @@ class ClipConfig:
     heads: int = 3  # attention heads of a text block
     context_length: int = 32  # tokens, with start and end of text
     embed_dim: int = 192  # channels of the space that captions and images share: the pooled width
-    vision_width: int = 192  # channels of the image tower, which is there in training only
+    vision_width: int = 192  # channels of the image tower, which is kept beside the text tower
     vision_layers: int = 4  # blocks of the image tower
     vision_heads: int = 3  # attention heads of an image block
     vision_patch: int = 8  # side of an image token, pixels

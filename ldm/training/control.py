@@ -54,7 +54,7 @@ class ControlTask(DataTask):
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self.model.encode(batch)
-        cond = text_told(self.model, self.config, cond, self.null, self.text_dropout, generator)
+        cond = text_told(self.model.text, self.config, cond, self.null, self.text_dropout, generator)
         told = ControlInput(cond, cond, self._hints(batch))
         return self.objective(self._controlled(network), latent, told, generator, step).mean(), {}
 

@@ -11,7 +11,7 @@ from torch import nn
 from ldm.data.latents import Latents
 from ldm.data.loader import first_batches
 from ldm.diffusion.loss import DenoisingLoss
-from ldm.diffusion.process import drop_text
+from ldm.diffusion.process import drop_text, drop_words
 from ldm.evaluation.benchmark import drawn_by, mark
 from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.report import curve
@@ -20,13 +20,13 @@ from ldm.pictures import grid
 from ldm.pipeline import TextToImage
 from ldm.training.optim import TrainConfig, resolve_precision
 from ldm.training.task import DataTask, Loss
-from ldm.types import Batch, Condition
+from ldm.types import Batch, Condition, TextEncoder
 
 NUM_PICTURES = 16  # in a sample grid
 
 
 def text_told(
-    model: TextToImage,
+    text: TextEncoder,
     config: TrainConfig,
     cond: Condition,
     null: Condition,
@@ -36,7 +36,7 @@ def text_told(
     """``cond`` as a network in training is told it, with a share ``dropout`` of its rows replaced by ``null``."""
     cond = drop_text(cond, null, dropout, generator)
     if config.compile:  # it would be compiled anew for every length
-        cond = cond.pad(model.text.context_length)
+        cond = cond.pad(text.context_length)
     return cond
 
 
@@ -55,12 +55,16 @@ class DenoiserTask(DataTask):
         save: Callable[[nn.Module, bool], None],
         *,
         text_dropout: float,
+        words_dropout: float = 0.0,
         prompts: Sequence[Prompt] = (),
     ) -> None:
-        """``save`` takes the network, and whether it is the best so far; ``prompts`` are those of the score."""
+        """``save`` takes the network, and whether it is the best so far; ``prompts`` are those of the score.
+
+        ``words_dropout`` is the share whose words are dropped alone, of a model that is told more than them.
+        """
         super().__init__(train, config)
         self.model, self.network = model, model.denoiser
-        self.objective, self.text_dropout = objective, text_dropout
+        self.objective, self.text_dropout, self.words_dropout = objective, text_dropout, words_dropout
         self.learned = objective.learned
         self.save, self.scored = save, list(prompts)
         held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -74,7 +78,9 @@ class DenoiserTask(DataTask):
     def loss(self, network: nn.Module, batch: Batch | Latents, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self._latents(batch)
-        cond = text_told(self.model, self.config, cond, self.null, self.text_dropout, generator)
+        if self.model.unclip is not None:
+            cond = drop_words(cond, self.null, self.words_dropout, generator)
+        cond = text_told(self.model.text, self.config, cond, self.null, self.text_dropout, generator)
         return self.objective(network, latent, cond, generator, step).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
@@ -108,7 +114,9 @@ class DenoiserTask(DataTask):
 
     def exports(self) -> list[list[nn.Module]]:
         """A whole model, and the best one so far where there is a score."""
-        parts = self.network, self.model.autoencoder, self.model.text
+        parts: list[Any] = [self.network, self.model.autoencoder, self.model.text]
+        if self.model.unclip is not None:
+            parts += [self.model.unclip.prior, self.model.unclip.picture]
         return [[part for part in parts if isinstance(part, nn.Module)]] * (2 if self.scored else 1)
 
     def _latents(self, batch: Batch | Latents) -> Latents:

@@ -47,7 +47,7 @@ UNREAD = {  # sections and settings that a stage's training does not read either
     "unclip": {
         *("autoencoder", "bottleneck", "decoder_only", "reconstruction", "adversarial", "robustness"),
         *("denoiser", "classifier", "control", "prior", "schedule", "process", "objective", "weight", "times"),
-        *("unclip.decoder", "unclip.pictures"),
+        *("unclip.decoder", "unclip.pictures", "unclip.steps", "unclip.scale", "unclip.words_dropout"),
     },
 }
 

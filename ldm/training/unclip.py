@@ -13,15 +13,15 @@ from tqdm import tqdm
 
 from ldm.data.loader import first_batches
 from ldm.diffusion.loss import DenoisingLoss, loss
-from ldm.diffusion.process import drop_text
 from ldm.diffusion.times import TIMES, evenly_spread
 from ldm.pictures import grid
 from ldm.text.clip import ClipText
 from ldm.text.picture import ClipPicture
+from ldm.training.denoiser import text_told
 from ldm.training.optim import TrainConfig
 from ldm.training.task import DataTask, Loss
 from ldm.types import Key
-from ldm.unclip import PROCESS, EmbeddingPrior, Unclip
+from ldm.unclip import EmbeddingPrior, Unclip, embedding_process
 
 SHOWN, NEAREST = 8, 5  # captions of a sample grid, and pictures of each
 
@@ -83,16 +83,16 @@ class UnclipTask(DataTask):
         super().__init__(train, config)
         self.unclip, self.network, self.text, self.save = unclip, unclip.prior, text, save
         self.text_dropout = text_dropout
-        self.objective = DenoisingLoss(PROCESS, TIMES["uniform"]().build(PROCESS.schedule))
+        process = embedding_process()
+        self.objective = DenoisingLoss(process, TIMES["uniform"]().build(process.schedule))
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.embeddings = [unclip.picture(batch.image.to(self._device)) for batch in self.held_out]
         self.null = text([""])
 
     def loss(self, network: nn.Module, batch: Embedded, seed: int, step: int) -> Loss:
         generator = torch.Generator().manual_seed(seed)
-        cond = drop_text(self.text(batch.captions), self.null, self.text_dropout, generator)
-        if self.config.compile:  # it would be compiled anew for every length
-            cond = cond.pad(self.text.context_length)
+        cond = self.text(batch.captions)
+        cond = text_told(self.text, self.config, cond, self.null, self.text_dropout, generator)
         return self.objective(network, self._x0(batch.embedding), cond, generator, step).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
@@ -104,8 +104,8 @@ class UnclipTask(DataTask):
             x0, cond, count = self._x0(embeddings), self.text(batch.captions), len(embeddings)
             t = evenly_spread(count, generator).to(self._device)
             noise = torch.randn(x0.shape, generator=generator).to(self._device)
-            told = {"loss": cond, "loss_shuffled": cond[[*range(1, count), 0]]}
-            found = {name: loss(network, PROCESS, x0, said, t, noise) for name, said in told.items()}
+            told = {"loss": cond} | ({"loss_shuffled": cond[[*range(1, count), 0]]} if count > 1 else {})
+            found = {name: loss(network, self.objective.process, x0, said, t, noise) for name, said in told.items()}
             drawn = self._drawn(network, batch.captions)
             found["cosine"] = nn.functional.cosine_similarity(drawn, network.scaled(embeddings))
             for name, each in found.items():

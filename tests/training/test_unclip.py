@@ -1,10 +1,11 @@
 """unCLIP as stages: the prior that learns, the denoiser told what it draws, and what is refused."""
 
 import re
+import shutil
 
 import pytest
 import torch
-from calls import SCRIPTS, call
+from calls import SCRIPTS, assert_one_line, call
 from conftest import TINY
 
 from ldm.config import load
@@ -18,6 +19,7 @@ from ldm.types import Batch, Key, Sample
 from ldm.unclip import Unclip, UnclipConfig
 
 CPU = torch.device("cpu")
+GUIDED = ["objective=guided", "guidance.scale=1", "process.text_dropout=0", "train_ldm.steps=1"]
 CAPTIONS = ["a red star", "two blue rings", "a green heart", "four yellow crosses"]
 
 
@@ -59,7 +61,8 @@ class Pictures:
 
 def test_the_prior_learns_whose_embedding_a_caption_calls_for(parts):
     torch.manual_seed(0)
-    text, picture = load_text(parts / "text"), load_picture(parts / "picture")
+    text = load_text(parts / "text")
+    picture = load_picture(parts / "picture", text)
     prior = UnclipConfig(width=32, depth=1, heads=2).build(32, text)
     config = TrainConfig(steps=1, batch=16, validate_samples=16, workers=0)
     train = embeddings_of(picture, Pictures(64), 64, config)
@@ -113,7 +116,11 @@ def test_three_stages_make_a_model_that_draws_by_way_of_an_embedding(own):
     ("stage", "changes", "says"),
     [
         (train_ldm, ["unclip.decoder=true"], r"unclip is not there; train it with scripts/train_unclip\.py"),
-        (train_unclip, ["text.model=ViT-B-32", "text.pretrained=openai"], "text.model left out"),
+        (
+            train_unclip,
+            ["text.model=ViT-B-32", "text.pretrained=openai"],
+            "text.model ViT-B-32: .* leave text.model out",
+        ),
         (train_unclip, ["out={empty}"], r"both towers .* train them with scripts/train_clip\.py"),
     ],
 )
@@ -129,6 +136,7 @@ def test_a_stage_that_lacks_what_it_builds_on_says_how_to_get_it(own, stage, cha
     [
         (["denoiser.pooled=false"], "denoiser.pooled=false: .* set it to true"),
         (["cache.use=always"], "no cache holds the embeddings of unclip.decoder; set it to never"),
+        (["data.size=32", "guidance.scale=1"], r"data.size 32: .* trained on pictures of 64; set data.size=64"),
         (["unclip.width=16"], "was trained with unclip.width=32, and this run asks for unclip.width=16"),
     ],
 )
@@ -139,11 +147,43 @@ def test_settings_under_which_the_embedding_would_not_be_told_are_refused(own, c
     assert not (own / "training" / "denoiser").exists()
 
 
-def test_a_denoiser_does_not_go_on_with_another_prior(own):
+def test_a_denoiser_goes_on_with_a_better_prior_but_not_with_another_embedding(own):
     train_unclip(run(own, "train_unclip.steps=1"), CPU)
     train_ldm(run(own, "unclip.decoder=true", "train_ldm.steps=1"), CPU)
-    train_unclip(run(own, "train_unclip.steps=2"), CPU)
-    with pytest.raises(ValueError, match="another unCLIP"):
-        train_ldm(run(own, "unclip.decoder=true", "train_ldm.steps=2"), CPU)
+    train_unclip(run(own, "train_unclip.steps=2"), CPU)  # more of the same says the same of a picture
+    train_ldm(run(own, "unclip.decoder=true", "train_ldm.steps=2"), CPU)
+    shutil.rmtree(own / "training" / "unclip")
+    train_unclip(run(own, "train_unclip.steps=1", "data.seed=1"), CPU)
+    with pytest.raises(ValueError, match="another embedding of the picture"):
+        train_ldm(run(own, "unclip.decoder=true", "train_ldm.steps=3"), CPU)
     with pytest.raises(ValueError, match="unclip.decoder was True and is now False"):
         train_ldm(run(own, "train_ldm.steps=2"), CPU)
+
+
+def test_a_prior_is_taken_from_the_base_in_its_own_size(own, tmp_path):
+    train_unclip(run(own, "train_unclip.steps=1"), CPU)
+    base = train_ldm(run(own, "unclip.decoder=true", "train_ldm.steps=1"), CPU)
+    more = [f"out={tmp_path / 'on'}", f"base={base}", "unclip.decoder=true", "unclip.width=256", "train_ldm.steps=1"]
+    model = load_model(train_ldm(run(own, *more), CPU))
+    assert model.unclip is not None and len(list(model(["a red star"]))) == 1
+    with pytest.raises(ValueError, match="told another embedding of pictures"):
+        train_ldm(run(own, *GUIDED, f"base={base}", f"out={tmp_path / 'other'}"), CPU)
+    taught = train_ldm(run(own, *GUIDED, *more, f"out={tmp_path / 'taught'}"), CPU)
+    assert load_model(taught).unclip is not None
+
+
+def test_towers_that_were_not_trained_together_are_refused(own, parts, tmp_path):
+    (own / "text").unlink()
+    (own / "picture").unlink()
+    shutil.copytree(parts / "picture", own / "picture")
+    train_clip(run(tmp_path / "other", "train_clip.steps=1", "train_clip.seed=1"), CPU)
+    (own / "text").symlink_to(tmp_path / "other" / "text")
+    with pytest.raises(ValueError, match=r"trained beside another text encoder; train both with train_clip\.py"):
+        train_unclip(run(own), CPU)
+
+
+def test_an_evaluation_refuses_a_likelihood_that_would_tell_the_picture(own):
+    train_unclip(run(own, "train_unclip.steps=1"), CPU)
+    model = train_ldm(run(own, "unclip.decoder=true", "train_ldm.steps=1"), CPU)
+    options = ["--likelihood", "--prompts-per-category", 1, "--out", own / "report"]
+    assert_one_line(call("evaluate.py", model, *options), "told CLIP's embedding of the very picture; leave it out")
