@@ -219,10 +219,7 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     num_codes(run.bottleneck.build(run.autoencoder.channels))  # refused before one is looked for
     run, autoencoder = frozen_autoencoder(run, device)
     network = run.prior.build(num_codes(autoencoder.bottleneck))
-    pictures = run.prior.pictures
-    if start.scratch:
-        print(f"a run would first take the codes of {pictures} pictures, which is not in the time below")
-        pictures = min(pictures, config.batch * config.accumulate)
+    pictures = _taken_first("the codes", run.prior.pictures, config, start)
     train = codes_of(autoencoder, run.data.build("train"), pictures, config)
     val = codes_of(autoencoder, run.data.build("val"), config.validate_samples, config)
     made_from = {"autoencoder": latent_fingerprint(autoencoder), "number of pictures": str(run.prior.pictures)}
@@ -246,12 +243,10 @@ def train_unclip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     text, picture = frozen_clip(run, device)
     prior = run.unclip.build(picture.architecture.output_dim, text).to(device)
     unclip = Unclip(picture, prior, run.unclip.steps, run.unclip.scale)
-    data, pictures = run.data.build("train"), run.unclip.pictures
+    data = run.data.build("train")
     if isinstance(data, IterableDataset):
         raise ValueError("a stream has no first pictures whose embeddings could be kept; use data.name=shards")
-    if start.scratch:
-        print(f"a run would first take CLIP's embeddings of {pictures} pictures, which is not in the time below")
-        pictures = min(pictures, config.batch * config.accumulate)
+    pictures = _taken_first("CLIP's embeddings", run.unclip.pictures, config, start)
     train = embeddings_of(picture, data, pictures, config)
     prior.measure(train.embeddings)
     dropout = run.process.text_dropout
@@ -300,6 +295,14 @@ def train_control(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     task = ControlTask(model, network, objective, hint, *data, config, save, text_dropout=dropout)
     _train(task, config, run, device, made_from, start)
     return folder
+
+
+def _taken_first(what: str, pictures: int, config: TrainConfig, start: Start) -> int:
+    """Of how many ``pictures`` a training takes ``what`` before it begins: in a dry run as many as a step has."""
+    if not start.scratch:
+        return pictures
+    print(f"a run would first take {what} of {pictures} pictures, which is not in the time below")
+    return min(pictures, config.batch * config.accumulate)
 
 
 def scored_prompts(run: Run) -> list[Prompt]:

@@ -50,7 +50,7 @@ class ClipPicture(nn.Module):
         size = self.architecture.image_size
         if images.shape[2:] != (size, size):
             height, width = images.shape[2:]
-            raise ValueError(f"the picture tower knows pictures of {size} x {size}, and this one is {height} x {width}")
+            raise ValueError(f"CLIP knows pictures of {size} x {size} here; this one is {height} x {width}: resize it")
         embedding: Tensor = self.tower(images)
         return nn.functional.normalize(embedding, dim=1)
 

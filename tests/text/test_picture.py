@@ -44,7 +44,7 @@ def test_saved_and_loaded_it_says_the_same(clip, tmp_path):
 
 
 def test_a_picture_of_another_size_is_refused_with_both_sizes(clip):
-    with pytest.raises(ValueError, match="knows pictures of 16 x 16, and this one is 24 x 16"):
+    with pytest.raises(ValueError, match="knows pictures of 16 x 16 here; this one is 24 x 16: resize it"):
         ClipPicture.from_clip(clip, CONFIG, 16)(torch.zeros(1, 3, 24, 16))
 
 
