@@ -19,7 +19,7 @@ from ldm.evaluation.report import Point, curve
 from ldm.evaluation.score import Share
 from ldm.folders import CONFIG
 from ldm.run import Run
-from ldm.stages import scored_prompts
+from ldm.stages.denoiser import scored_prompts
 from ldm.training.log import minutes_of_steps, read
 
 

@@ -6,8 +6,8 @@ import torch
 
 from ldm.caching import cache_a_few, cache_latents
 from ldm.cli import run_script
-from ldm.parts import frozen_stages
 from ldm.run import Run
+from ldm.stages.frozen import frozen_stages
 from ldm.training.start import Start
 
 

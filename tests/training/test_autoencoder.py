@@ -16,9 +16,9 @@ from ldm.data.shapes import ShapesConfig
 from ldm.evaluation.weights import MissingWeights
 from ldm.files import read_tensors
 from ldm.folders import load_autoencoder
-from ldm.parts import start_autoencoder
 from ldm.run import Run
 from ldm.stages import train_autoencoder
+from ldm.stages.autoencoder import start_autoencoder
 from ldm.training.autoencoder import AutoencoderTask, perceptual, warmed
 from ldm.training.checkpoint import newest
 from ldm.training.loop import Trainer

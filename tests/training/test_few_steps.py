@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from ldm import stages
 from ldm.config import load, to_yaml
 from ldm.folders import load_model
 from ldm.run import Run
@@ -182,7 +181,9 @@ def test_a_training_of_an_earlier_version_which_knew_one_objective_goes_on(setti
     """Its checkpoint and its configuration have no word of one."""
     run = load(Run, None, [*settings, f"out={tmp_path}", "train_ldm.steps=2"])
     with monkeypatch.context() as earlier:
-        earlier.setattr(stages, "to_yaml", lambda run: to_yaml(run).replace("objective:\n  name: denoising\n", ""))
+        earlier.setattr(
+            "ldm.stages.stage.to_yaml", lambda run: to_yaml(run).replace("objective:\n  name: denoising\n", "")
+        )
         train_ldm(run, CPU)
     state = tmp_path / "training" / "denoiser" / "state" / "step-00000002" / "state.json"
     assert "objective" not in state.read_text()

@@ -8,7 +8,6 @@ import torch
 from accelerate.state import AcceleratorState
 from processes import of_two
 
-from ldm import stages
 from ldm.autoencoders import BOTTLENECKS, AdversarialConfig, AutoencoderConfig, ReconstructionConfig, RobustnessConfig
 from ldm.data.shapes import ShapesConfig
 from ldm.denoisers import DiTConfig
@@ -19,6 +18,7 @@ from ldm.diffusion.times import Times, TimeSampler
 from ldm.pipeline import TextToImage
 from ldm.priors import PriorConfig
 from ldm.run import Run
+from ldm.stages import train_clip
 from ldm.text.clip import ClipConfig
 from ldm.text.vocabulary import Vocabulary
 from ldm.training.adversary import Adversary
@@ -194,10 +194,10 @@ def test_two_processes_share_one_vocabulary_though_each_reads_other_captions(mon
         def caught(text, vocabulary, *_):
             raise Caught(vocabulary)
 
-        monkeypatch.setattr(stages, "ClipTask", caught)
-        monkeypatch.setattr(stages.Vocabulary, "of", lambda captions: f"that of process {rank}")
+        monkeypatch.setattr("ldm.stages.clip.ClipTask", caught)
+        monkeypatch.setattr(Vocabulary, "of", lambda captions: f"that of process {rank}")
         with pytest.raises(Caught) as found:
-            stages.train_clip(Run(data=DATA), torch.device("cpu"))
+            train_clip(Run(data=DATA), torch.device("cpu"))
         return found.value.args[0]
 
     assert of_two(vocabulary) == ("that of process 0",) * 2

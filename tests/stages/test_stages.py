@@ -1,6 +1,7 @@
 """The whole chain on tiny settings: train, cache, train, save, load, draw; and what happens when it is interrupted."""
 
 import shutil
+import sys
 from dataclasses import replace
 from itertools import islice
 from math import inf
@@ -10,7 +11,6 @@ import pytest
 import torch
 from faulty import LineTask
 
-from ldm import stages
 from ldm.autoencoders import BOTTLENECKS
 from ldm.caching import cache_latents
 from ldm.config import load
@@ -28,16 +28,11 @@ from ldm.folders import (
     save_autoencoder,
     shipped_model,
 )
-from ldm.parts import frozen_stages
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
-from ldm.stages import (
-    scored_prompts,
-    train_autoencoder,
-    train_classifier,
-    train_clip,
-    train_ldm,
-)
+from ldm.stages import train_autoencoder, train_classifier, train_clip, train_ldm
+from ldm.stages.denoiser import scored_prompts
+from ldm.stages.frozen import frozen_stages
 from ldm.steering import away_from, by_classifier, by_worse_model, towards
 from ldm.training.checkpoint import newest, saved
 from ldm.training.denoiser import DenoiserTask
@@ -71,7 +66,7 @@ def task_of(train, run, monkeypatch):
     def catch(task, *_):
         raise Caught(task)
 
-    monkeypatch.setattr(stages, "_train", catch)
+    monkeypatch.setattr(sys.modules[train.__module__], "run_training", catch)
     with pytest.raises(Caught) as caught:
         train(run, CPU)
     return caught.value.args[0]
@@ -172,7 +167,7 @@ def test_every_kind_of_first_stage_serves_a_denoiser(kind, trained, tmp_path, ti
         exported.append(network.decode(network.encode(image)))
         save_autoencoder(network, *rest)
 
-    monkeypatch.setattr(stages, "save_autoencoder", save)
+    monkeypatch.setattr("ldm.stages.autoencoder.save_autoencoder", save)
     train_autoencoder(run, CPU)
     train_ldm(run, CPU)
     autoencoder = load_model(tmp_path / "model").autoencoder

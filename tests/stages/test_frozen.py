@@ -8,8 +8,8 @@ from conftest import TINY
 
 from ldm.config import load, update
 from ldm.folders import save_autoencoder, save_text
-from ldm.parts import frozen_autoencoder, frozen_stages
 from ldm.run import Run
+from ldm.stages.frozen import frozen_autoencoder, frozen_stages
 
 CPU = torch.device("cpu")
 
