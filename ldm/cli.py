@@ -155,9 +155,14 @@ def weight_in(option: str, weight: str, prompt: str) -> float:
 
 
 def check_seed(first: int, count: int) -> None:
-    """Raise ValueError unless ``first``, and the ``count`` seeds that count up from it, are within what is taken."""
-    if not 0 <= first <= 2**63 - count:
-        raise ValueError(f"--seed {first} is not a number from 0 to 2^63 - {count}")
+    """Raise ValueError unless ``first``, and the ``count`` seeds that count up from it, are all of other pictures.
+
+    torch's generator on a CPU takes the low 32 bits of a seed and no others.
+    """
+    if not 0 <= first <= 2**32 - count:
+        same = first % 2**32
+        instead = f"{same}, which draws the same" if same <= 2**32 - count and first > 0 else "0"
+        raise ValueError(f"--seed {first} is not a number from 0 to 2^32 - {count}; try --seed {instead}")
 
 
 def check_negative(prompt: str | None, guidance: GuidanceConfig) -> None:

@@ -49,6 +49,11 @@ def shipped_model() -> Path:
     return Path(str(files("ldm"))) / "assets" / SHIPPED
 
 
+def is_model(folder: Path) -> bool:
+    """Whether ``folder`` holds a whole model, and not a part of one or nothing."""
+    return settled(folder) and (folder / CONFIG).is_file()
+
+
 def save_autoencoder(network: Autoencoder, run: Run, folder: Path) -> None:
     with whole_folder(folder) as staged:
         (staged / CONFIG).write_text(to_yaml(run))
@@ -160,7 +165,7 @@ def load_control(folder: Path, model: TextToImage) -> tuple[ControlNet, Run]:
     process = run.process.build(model.process.schedule)
     if made_from["text encoder"] != own["text encoder"] or process != model.process:
         raise ValueError(f"{folder} is of a model with another text encoder or target; train one for this model")
-    network = ControlNet(unet, model.autoencoder.factor)
+    network = ControlNet(unet, model.autoencoder.factor, run.control.channels)
     load_weights(network, folder / "control.safetensors")
     if made_from["denoiser"] != own["denoiser"]:
         print(f"warning: {folder} was trained beside another denoiser than this model's", file=sys.stderr)

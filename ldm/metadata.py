@@ -29,15 +29,18 @@ class Settings:
     model: str  # the model folder's name
     model_hash: str  # of the model folder's manifest
     steering: str = ""  # what else steered it, in words
+    enlarger: str = ""  # what drew it again, larger, in words
+    factor: int = 1  # how much larger than height and width
 
     def parameters(self) -> str:
         """The settings in the text form of A1111's web UI, which image browsers read."""
         negative = f"\nNegative prompt: {self.negative_prompt}" if self.negative_prompt else ""
         sampler = self.sampling["sampler"]
+        width, height = self.width * self.factor, self.height * self.factor
         eta = f", Eta: {sampler['eta']:g}" if "eta" in sampler else ""
         return (
             f"{self.prompt}{negative}\nSteps: {self.sampling['sample']['steps']}, Sampler: {sampler['name'].upper()}, "
-            f"CFG scale: {self.sampling['guidance']['scale']:g}, Seed: {self.seed}, Size: {self.width}x{self.height}, "
+            f"CFG scale: {self.sampling['guidance']['scale']:g}, Seed: {self.seed}, Size: {width}x{height}, "
             f"Model hash: {self.model_hash}, Model: {self.model}{eta}"
         )
 

@@ -14,6 +14,31 @@ preload()
 
 STOPPED = (128 + signal.SIGINT, 128 + signal.SIGTERM)  # exit statuses of a training that was asked to stop
 
+PACE = (  # of a training of four steps
+    "steps=4",
+    "batch=8",
+    "warmup=1",
+    "workers=0",
+    "validate_samples=8",
+    "validate_every=2",
+    "sample_every=4",
+    "save_every=2",
+    "log_every=1",
+    "precision=fp32",
+)
+
+UNET = (  # a model of the shipped latents, whose denoiser a ControlNet may copy
+    "data.length=64",
+    "denoiser=unet",
+    "denoiser.width=16",
+    "denoiser.multipliers=[1,2]",
+    "denoiser.blocks=1",
+    "denoiser.heads=2",
+    "sample.steps=2",
+    "train_ldm.score_every=0",
+    *(f"{stage}.{setting}" for stage in ("train_ldm", "train_control") for setting in (*PACE, "lr=1e-2", "ema=0")),
+)
+
 TINY = (
     "data.length=64",
     "autoencoder.width=16",
@@ -45,20 +70,9 @@ TINY = (
     "unclip.steps=2",
     "train_ldm.score_every=0",
     *(
-        f"{stage}.{setting}"
-        for stage in ("train_autoencoder", "train_clip", "train_ldm", "train_classifier", "train_prior", "train_unclip")
-        for setting in (
-            "steps=4",
-            "batch=8",
-            "warmup=1",
-            "workers=0",
-            "validate_samples=8",
-            "validate_every=2",
-            "sample_every=4",
-            "save_every=2",
-            "log_every=1",
-            "precision=fp32",
-        )
+        f"train_{stage}.{setting}"
+        for stage in ("autoencoder", "clip", "ldm", "classifier", "control", "prior", "unclip")
+        for setting in PACE
     ),
 )
 

@@ -3,17 +3,19 @@
 Zhang et al. 2023 (arXiv:2302.05543): y = F(x) + Z2(F_copy(x + Z1(c))), where Z1 and Z2 are convolutions whose weights
 begin with zeros, so that the first step of a training starts from the frozen network, bit for bit.
 
-Legend: B batch, C latent channels, H W latent size, f the autoencoder's factor, D width at a level.
+Legend: B batch, C latent channels, H W latent size, f the autoencoder's factor, D width at a level, K channels of a
+hint: 3, and one more where it has noise on it.
 """
 
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import NamedTuple
 
+import torch
 from torch import Tensor, nn
 
 from ldm.blocks import zero
-from ldm.data.hints import HINTS
+from ldm.data.hints import HINTS, enlarged, with_noise
 from ldm.denoisers.attention import CrossAttention
 from ldm.denoisers.embeddings import Prepared
 from ldm.denoisers.unet import UNet
@@ -24,11 +26,35 @@ from ldm.types import Condition
 class ControlConfig:
     """A hint: what a ControlNet is shown of a picture."""
 
-    hint: str = "edges"  # edges | coarse | gray
+    hint: str = "edges"  # edges | gray | half | quarter | coarse: smaller pictures, by 2, 4 and 8
+    noise_level: float = 0.0  # s in [0, 1], the most noise on the hint in training; the network is told how much
 
     def __post_init__(self) -> None:
         if self.hint not in HINTS:
             raise ValueError(f"hint '{self.hint}' is not one of {', '.join(HINTS)}")
+        if not 0 <= self.noise_level <= 1:
+            raise ValueError(f"noise_level {self.noise_level} is not in [0, 1]; try noise_level=0.5, or 0 for none")
+
+    @property
+    def channels(self) -> int:
+        """K."""
+        return 4 if self.noise_level else 3
+
+    def __str__(self) -> str:
+        return self.hint + (f" with noise up to {self.noise_level}" if self.noise_level else "")
+
+    def shown(
+        self, hint: Tensor, size: tuple[int, int], noise_level: Tensor | None = None, noise: Tensor | None = None
+    ) -> Tensor:
+        """A ``hint`` (B, 3, h, w) of pictures of ``size`` as a ControlNet of this kind takes it: (B, K, f H, f W).
+
+        Where such was learned, ``noise`` of N(0, I), like the hint, is put on it as far as ``noise_level`` (B,) says;
+        none is where both are left out.
+        """
+        if self.noise_level:
+            level = hint.new_zeros(len(hint)) if noise_level is None else noise_level
+            hint = with_noise(hint, level, torch.zeros_like(hint) if noise is None else noise)
+        return enlarged(hint, HINTS[self.hint].factor, size)
 
 
 class ControlInput(NamedTuple):
@@ -36,19 +62,22 @@ class ControlInput(NamedTuple):
 
     network: Condition | Prepared
     control: Condition | Prepared
-    hint: Tensor  # (B, 3, f H, f W) in [-1, 1]
+    hint: Tensor  # (B, K, f H, f W)
 
 
 class ControlNet(nn.Module):
-    """What is added to each skip of ``network`` and to its middle, by a copy of its way down that learns."""
+    """What is added to each skip of ``network`` and to its middle, by a copy of its way down that learns.
 
-    def __init__(self, network: UNet, factor: int) -> None:
+    ``factor`` is the autoencoder's, ``channels`` a hint's.
+    """
+
+    def __init__(self, network: UNet, factor: int, channels: int = 3) -> None:
         super().__init__()
         width, *_ = network.skip_widths
         self.encoder = _trainable_encoder(network)
         self.hint_encoder = nn.Sequential(
             nn.PixelUnshuffle(factor),
-            nn.Conv2d(3 * factor**2, width, 3, padding=1),
+            nn.Conv2d(channels * factor**2, width, 3, padding=1),
             nn.SiLU(),
             zero(nn.Conv2d(width, width, 3, padding=1)),
         )
@@ -56,7 +85,7 @@ class ControlNet(nn.Module):
         self.zero_convs = nn.ModuleList(zero(nn.Conv2d(width, width, 1)) for width in widths)
 
     def forward(self, x: Tensor, t: Tensor, cond: Condition | Prepared, hint: Tensor) -> list[Tensor]:
-        """The additions, from ``x`` (B, C, H, W) and a ``hint`` (B, 3, f H, f W): to the skips, then to the middle."""
+        """The additions, from ``x`` (B, C, H, W) and a ``hint`` (B, K, f H, f W): to the skips, then to the middle."""
         encoded = self.encoder.encode(x, t, cond, self.hint_encoder(hint))
         features = [*encoded.skips, encoded.middle]
         return [conv(part) for conv, part in zip(self.zero_convs, features, strict=True)]  # (B, D, H / 2^i, W / 2^i)
@@ -65,8 +94,9 @@ class ControlNet(nn.Module):
 class Controlled(nn.Module):
     """``network`` as ``control`` changes it, in the place of a U-Net.
 
-    It is told a ``ControlInput``, or a ``Condition`` alone where it has a ``hint`` (1, 3, f H, f W) of its own for all
-    rows. What is added counts ``scale`` times.
+    It is told a ``ControlInput``, or a ``Condition`` alone where it has hints of its own: ``hint`` (R, K, f H, f W) is
+    repeated for the rows, one for all of them or one for each of R pictures, whose rows may come several times over as
+    in guidance. What is added counts ``scale`` times.
     """
 
     def __init__(self, network: UNet, control: nn.Module, hint: Tensor | None = None, scale: float = 1.0) -> None:
@@ -75,11 +105,15 @@ class Controlled(nn.Module):
         self.multiple = network.multiple
 
     def prepare(self, cond: Condition) -> ControlInput:
-        """ValueError where it has no hint of its own."""
-        if self.hint is None:
-            raise ValueError("there is no picture to follow; give a hint")
+        """ValueError where it has no hint of its own, or not one for each picture."""
+        if self.hint is None or len(cond) % len(self.hint):
+            has = 0 if self.hint is None else len(self.hint)
+            raise ValueError(
+                f"there are {has} hints for {len(cond)} pictures to draw; give one for each, or one for all"
+            )
         assert isinstance(self.control, ControlNet)  # it is wrapped in training alone
-        hint = self.hint.expand(len(cond), -1, -1, -1)
+        times = len(cond) // len(self.hint)
+        hint = self.hint.expand(times, -1, -1, -1) if len(self.hint) == 1 else self.hint.repeat(times, 1, 1, 1)
         return ControlInput(self.network.prepare(cond), self.control.encoder.prepare(cond), hint)
 
     def forward(self, x: Tensor, t: Tensor, told: Condition | ControlInput) -> Tensor:

@@ -8,9 +8,18 @@ import torch
 from ldm.autoencoders import Autoencoder
 from ldm.config import load
 from ldm.files import check_folder, check_ours, fill_weights, read_tensors
-from ldm.folders import CONFIG, DECODER, latent_fingerprint, load_autoencoder, load_model, save_autoencoder, save_model
+from ldm.folders import (
+    CONFIG,
+    DECODER,
+    is_model,
+    latent_fingerprint,
+    load_autoencoder,
+    load_model,
+    save_autoencoder,
+    save_model,
+)
 from ldm.run import Run
-from ldm.stages.settings import is_model, network_settings
+from ldm.stages.settings import network_settings
 from ldm.stages.stage import own_folder, resumes, run_training
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask

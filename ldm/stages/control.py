@@ -26,11 +26,11 @@ def train_control(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     run.check_denoiser()
     check_plain(run)
     run.check_size(model.autoencoder.factor * unet_of(model).multiple)
-    network = ControlNet(unet_of(model), model.autoencoder.factor).to(device)
+    network = ControlNet(unet_of(model), model.autoencoder.factor, run.control.channels).to(device)
     fingerprints = model_fingerprints(model)
     made_from = {
         **fingerprints,
-        "hint": run.control.hint,
+        "hint": str(run.control),
         "process": str(run.process),
         "weight": str(run.weight),
         "distribution of times": str(run.times),
@@ -40,7 +40,6 @@ def train_control(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         save_control(net, run, fingerprints, folder)
 
     data, dropout = (run.data.build("train"), run.data.build("val")), run.process.text_dropout
-    objective, hint = objective_of(run, model), run.control.hint
-    task = ControlTask(model, network, objective, hint, *data, config, save, text_dropout=dropout)
+    task = ControlTask(model, network, objective_of(run, model), run.control, *data, config, save, text_dropout=dropout)
     run_training(task, config, run, device, made_from, start)
     return folder

@@ -2,12 +2,9 @@
 
 import json
 from dataclasses import asdict, fields
-from pathlib import Path
 from typing import Any
 
 from ldm.config import to_dict
-from ldm.files import settled
-from ldm.folders import CONFIG
 from ldm.run import Run
 from ldm.text.clip import Architecture, ClipConfig
 from ldm.training.start import DECODER_ALONE
@@ -43,8 +40,3 @@ def left_open(run: Run) -> set[str]:
 def as_given(value: Any) -> str:
     """``value`` as it is written after key= on a command line."""
     return value if isinstance(value, str) else json.dumps(value, separators=(",", ":"))
-
-
-def is_model(folder: Path) -> bool:
-    """Whether ``folder`` holds a whole model, and not a part of one or nothing."""
-    return settled(folder) and (folder / CONFIG).is_file()

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ldm.data.hints import HINTS
 from ldm.data.loader import first_batches
-from ldm.denoisers.control import ControlInput, Controlled, ControlNet
+from ldm.denoisers.control import ControlConfig, ControlInput, Controlled, ControlNet
 from ldm.diffusion.loss import DenoisingLoss, loss
 from ldm.diffusion.times import evenly_spread
 from ldm.folders import unet_of
@@ -34,7 +34,7 @@ class ControlTask(DataTask):
         model: TextToImage,
         network: ControlNet,
         objective: DenoisingLoss,
-        hint: str,
+        control: ControlConfig,
         train: Any,
         val: Any,
         config: TrainConfig,
@@ -44,7 +44,7 @@ class ControlTask(DataTask):
     ) -> None:
         super().__init__(train, config)
         self.model, self.network = model, network
-        self.objective, self.hint_of = objective, HINTS[hint]
+        self.objective, self.control = objective, control
         self.learned = objective.learned
         self.save, self.text_dropout = save, text_dropout
         self.held_out = list(first_batches(val, config.batch, config.validate_samples))
@@ -55,7 +55,7 @@ class ControlTask(DataTask):
         generator = torch.Generator().manual_seed(seed)
         latent, cond = self.model.encode(batch)
         cond = text_told(self.model.text, self.config, cond, self.null, self.text_dropout, generator)
-        told = ControlInput(cond, cond, self._hints(batch))
+        told = ControlInput(cond, cond, self._hints(batch.image, generator))
         return self.objective(self._controlled(network), latent, told, generator, step).mean(), {}
 
     def validate(self, network: nn.Module) -> dict[str, float]:
@@ -64,7 +64,7 @@ class ControlTask(DataTask):
         losses: dict[str, list[Tensor]] = {}
         for batch in self.held_out:
             latent, cond = self.model.encode(batch)
-            hints, count = self._hints(batch), len(latent)
+            hints, count = self._hints(batch.image, generator), len(latent)
             t = evenly_spread(count, generator).to(latent.device)
             noise = torch.randn(latent.shape, generator=generator).to(latent.device)
             asked: dict[str, tuple[nn.Module, Any]] = {
@@ -81,12 +81,12 @@ class ControlTask(DataTask):
         """Held-out pictures, what is to be followed of each, and what is drawn along it: a row of each."""
         batch = self.held_out[0]
         images, captions = batch.image[:NUM_PICTURES], batch.captions[:NUM_PICTURES]
-        hints, drawn = self.hint_of(images), []
+        hints, drawn = self._hints(images, torch.Generator().manual_seed(0)), []
         for hint, caption in zip(hints.split(1), captions, strict=True):
-            denoiser = self._controlled(network, hint.to(self.model.device))
+            denoiser = self._controlled(network, hint)
             size = (images.shape[2], images.shape[3])
             drawn += [image for image, _ in replace(self.model, denoiser=denoiser)([caption], size=size, seed=0)]
-        grid(torch.cat([images, hints, *drawn]), columns=len(images), path=picture)
+        grid(torch.cat([images, hints[:, :3].cpu(), *drawn]), columns=len(images), path=picture)
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         assert isinstance(network, ControlNet)
@@ -96,5 +96,11 @@ class ControlTask(DataTask):
         """``network`` may be wrapped for its device."""
         return Controlled(unet_of(self.model), network, hint)
 
-    def _hints(self, batch: Batch) -> Tensor:
-        return self.hint_of(batch.image).to(self.model.device)
+    def _hints(self, images: Tensor, generator: torch.Generator) -> Tensor:
+        """What is followed of ``images`` (B, 3, H, W), with as much noise on each as ``generator`` draws."""
+        hint = HINTS[self.control.hint].of(images)
+        noise_level = noise = None
+        if self.control.noise_level:
+            noise_level = self.control.noise_level * torch.rand(len(hint), generator=generator)
+            noise = torch.randn(hint.shape, generator=generator)
+        return self.control.shown(hint, (images.shape[2], images.shape[3]), noise_level, noise).to(self.model.device)

@@ -110,8 +110,20 @@ def test_one_picture_of_its_own_goes_with_every_row():
         Controlled(net, control)(x, t, ControlInput(cond, cond, hint[:1].expand(3, -1, -1, -1))),
     )
     assert not torch.allclose(alone(x, t, cond), Controlled(net, control, hint[1:2])(x, t, cond))
-    with pytest.raises(ValueError, match="no picture to follow"):
+    with pytest.raises(ValueError, match="0 hints for 3 pictures"):
         Controlled(net, control).prepare(cond)
+
+
+def test_hints_of_several_pictures_come_again_with_the_rows_of_guidance():
+    """Rows are those of all pictures with one prompt, then of all with the next."""
+    net = network()
+    control = stirred(ControlNet(net, 4))
+    x, t, cond, hint = inputs(4)
+    own = Controlled(net, control, hint[:2])
+    told = ControlInput(cond, cond, hint[[0, 1, 0, 1]])
+    torch.testing.assert_close(own(x, t, own.prepare(cond)), Controlled(net, control)(x, t, told))
+    with pytest.raises(ValueError, match="3 hints for 4 pictures"):
+        Controlled(net, control, hint[:3]).prepare(cond)
 
 
 def test_it_learns_what_the_frozen_network_cannot_know():

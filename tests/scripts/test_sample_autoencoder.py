@@ -116,7 +116,7 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
         ("nowhere", "nowhere"),
         ("--count 0", "--count 0 is not at least 1"),
         ("--what samples --seed -1", "--seed -1"),
-        ("--what samples --seed 9223372036854775800 --count 9", "is not a number from 0 to 2^63 - 9"),
+        ("--what samples --seed 4294967290 --count 9", "is not a number from 0 to 2^32 - 9; try --seed 0"),
         ("--seed 0", "--seed is of --what samples; leave it out with --what reconstructions"),
         ("--what samples --temperature -1", "--temperature -1.0"),
         ("--temperature 1", "--temperature is of --what samples"),

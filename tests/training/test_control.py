@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 from calls import assert_one_line, call
+from conftest import UNET
 from PIL import Image
 
 from ldm.config import load
@@ -18,24 +19,13 @@ from ldm.stages import train_control, train_ldm
 from ldm.training.log import read
 
 CPU = torch.device("cpu")
-UNET = ["denoiser=unet", "denoiser.width=16", "denoiser.multipliers=[1,2]", "denoiser.blocks=1", "denoiser.heads=2"]
-PACE = [
-    f"train_{stage}.{setting}"
-    for stage in ("ldm", "control")
-    for setting in (
-        *("steps=4", "batch=8", "warmup=1", "workers=0", "validate_samples=8", "validate_every=2", "sample_every=4"),
-        *("save_every=4", "log_every=1", "precision=fp32", "lr=1e-2", "ema=0"),
-    )
-]
-PLAIN = ["data.length=64", *PACE, "train_ldm.score_every=0", "sample.steps=2"]
-SETTINGS = [*PLAIN, *UNET]
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     """A tiny model of the shipped latents, and a ControlNet of it."""
     torch.set_num_threads(1)
-    made = load(Run, None, [*SETTINGS, f"out={tmp_path_factory.mktemp('run')}"])
+    made = load(Run, None, [*UNET, f"out={tmp_path_factory.mktemp('run')}"])
     train_ldm(made, CPU)
     train_control(made, CPU)
     return made
@@ -50,7 +40,7 @@ def test_the_stage_logs_validates_and_draws(run):
 
 def test_validation_is_that_of_the_frozen_model_before_anything_is_learned(run, tmp_path):
     changes = ["train_control.lr=1e-12", "train_control.weight_decay=0", f"base={run.out}/model", f"out={tmp_path}"]
-    train_control(load(Run, None, [*SETTINGS, *changes]), CPU)
+    train_control(load(Run, None, [*UNET, *changes]), CPU)
     log = read(tmp_path / "training" / "control" / "log.jsonl")
     last = [line for line in log if "val_loss" in line][-1]
     assert last["val_loss"] == pytest.approx(last["val_loss_without"], rel=1e-6)
@@ -78,14 +68,15 @@ def test_what_is_loaded_is_what_was_trained_and_it_changes_the_picture(run):
 def test_a_control_of_another_model_is_refused(run, tmp_path):
     with pytest.raises(BrokenFile):
         load_control(Path(run.out) / "control", load_model(shipped_model()))
-    other = load(Run, None, [*SETTINGS, "schedule.shift=3", f"out={tmp_path}", "train_ldm.steps=1"])
+    other = load(Run, None, [*UNET, "schedule.shift=3", f"out={tmp_path}", "train_ldm.steps=1"])
     with pytest.raises(ValueError, match="another noise schedule"):
         load_control(Path(run.out) / "control", load_model(train_ldm(other, CPU)))
 
 
 def test_a_dit_has_none(tmp_path):
     dit = ["denoiser=dit", "denoiser.patch=2", "denoiser.width=32", "denoiser.depth=1", "denoiser.heads=2"]
-    made = load(Run, None, [*PLAIN, *dit, f"out={tmp_path}", "train_ldm.steps=1"])
+    others = [option for option in UNET if not option.startswith("denoiser")]
+    made = load(Run, None, [*others, *dit, f"out={tmp_path}", "train_ldm.steps=1"])
     train_ldm(made, CPU)
     with pytest.raises(ValueError, match="denoiser is a DiT, and a ControlNet is a copy of a U-Net"):
         train_control(made, CPU)
@@ -93,18 +84,18 @@ def test_a_dit_has_none(tmp_path):
 
 
 def test_a_run_does_not_go_on_with_another_hint_or_another_model(run, tmp_path):
-    common = [*SETTINGS, f"out={run.out}", "train_control.steps=6"]
+    common = [*UNET, f"out={run.out}", "train_control.steps=6"]
     with pytest.raises(ValueError, match=r"another hint \(edges, now gray\)"):
         train_control(load(Run, None, [*common, "control.hint=gray"]), CPU)
     shutil.copytree(run.out, tmp_path / "run")
     out = f"out={tmp_path / 'run'}"
-    train_ldm(load(Run, None, [*SETTINGS, out, "train_ldm.steps=5"]), CPU)
+    train_ldm(load(Run, None, [*UNET, out, "train_ldm.steps=5"]), CPU)
     with pytest.raises(ValueError, match="another denoiser"):
-        train_control(load(Run, None, [*SETTINGS, out, "train_control.steps=6"]), CPU)
+        train_control(load(Run, None, [*UNET, out, "train_control.steps=6"]), CPU)
 
 
 def test_a_control_beside_another_denoiser_of_the_same_kind_is_warned_of(run, tmp_path, capsys):
-    further = load(Run, None, [*SETTINGS, f"base={run.out}/model", f"out={tmp_path}", "train_ldm.steps=1"])
+    further = load(Run, None, [*UNET, f"base={run.out}/model", f"out={tmp_path}", "train_ldm.steps=1"])
     load_control(Path(run.out) / "control", load_model(train_ldm(further, CPU)))
     assert "was trained beside another denoiser" in capsys.readouterr().err
 
@@ -119,25 +110,31 @@ def test_a_control_beside_another_denoiser_of_the_same_kind_is_warned_of(run, tm
 )
 def test_what_is_not_the_models_is_refused_and_not_passed_over(run, change, says):
     with pytest.raises(ValueError, match=says):
-        train_control(load(Run, None, [*SETTINGS, f"out={run.out}", change]), CPU)
+        train_control(load(Run, None, [*UNET, f"out={run.out}", change]), CPU)
 
 
 def test_the_runs_own_model_comes_before_its_base(run, capsys):
     changes = ["train_control.steps=4", f"base={shipped_model()}"]
-    train_control(load(Run, None, [*SETTINGS, f"out={run.out}", *changes]), CPU)
+    train_control(load(Run, None, [*UNET, f"out={run.out}", *changes]), CPU)
     assert f"building on {run.out}/model" in capsys.readouterr().out
 
 
 def test_a_model_for_few_steps_has_none(run, tmp_path):
     few = ["objective=consistency", "sampler=ddim", "sample.steps=1"]
-    train_ldm(load(Run, None, [*SETTINGS, *few, f"out={tmp_path}", "train_ldm.steps=1"]), CPU)
+    train_ldm(load(Run, None, [*UNET, *few, f"out={tmp_path}", "train_ldm.steps=1"]), CPU)
     with pytest.raises(ValueError, match="was trained by objective=consistency"):
-        train_control(load(Run, None, [*SETTINGS, f"out={tmp_path}"]), CPU)
+        train_control(load(Run, None, [*UNET, f"out={tmp_path}"]), CPU)
 
 
 def test_a_hint_that_nobody_knows_is_refused():
-    with pytest.raises(ValueError, match="hint 'lines' is not one of edges, coarse, gray"):
+    with pytest.raises(ValueError, match="hint 'lines' is not one of edges, gray, half, quarter, coarse"):
         load(Run, None, ["control.hint=lines"])
+
+
+@pytest.mark.parametrize("noise_level", [-0.1, 1.5])
+def test_noise_on_a_hint_is_a_share(noise_level):
+    with pytest.raises(ValueError, match=f"noise_level {noise_level} is not in"):
+        load(Run, None, [f"control.noise_level={noise_level}"])
 
 
 @pytest.mark.parametrize(("options", "panels"), [((), 4), (("--drawn",), 3), (("--control-scale", 0), 4)])
