@@ -12,14 +12,14 @@ M = TypeVar("M", nn.Linear, nn.Conv2d)
 
 
 class Upsample(nn.Module):
-    """Twice the size by nearest neighbour and a convolution: (B, C, H, W) -> (B, C_out, 2 H, 2 W)."""
+    """Twice the size by nearest neighbour and a convolution: (B, C, H, W) -> (B, C, 2 H, 2 W)."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 3, padding=1)
+        self.conv = nn.Conv2d(channels, channels, 3, padding=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C_out, 2 H, 2 W)
+        return self.conv(interpolate(x, scale_factor=2.0, mode="nearest"))  # (B, C, 2 H, 2 W)
 
 
 def zero(module: M) -> M:

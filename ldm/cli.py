@@ -16,6 +16,7 @@ from ldm.config import load, to_yaml
 from ldm.diffusion.guidance import GuidanceConfig
 from ldm.files import make_writable
 from ldm.folders import load_classifier, load_model
+from ldm.memory import keep_freed
 from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
@@ -245,8 +246,10 @@ def only_first_prints() -> Iterator[None]:
 def one_line_errors() -> Iterator[None]:
     """A mistake of the user's ends the program with one line and status 2; a fault of ours keeps its traceback.
 
-    Ctrl-C and SIGTERM end it with status 130 and 143, after everything half-written has been removed.
+    Ctrl-C and SIGTERM end it with status 130 and 143, after everything half-written has been removed. It keeps the
+    memory that it frees, for it is a program's whole run that lies within.
     """
+    keep_freed()
     try:
         with terminating():
             yield

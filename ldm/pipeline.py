@@ -4,7 +4,7 @@ Legend: B images of one batch, C h w latent, f the autoencoder's factor.
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -95,8 +95,7 @@ class TextToImage:
             part = prompts[first : first + sampling.batch]
             seeds = [seed + first + i for i in range(len(part))]
             noise = ImageNoise(seeds, shape, self.device)
-            autocast = torch.autocast(self.device.type, DTYPES[precision]) if precision != "fp32" else nullcontext()
-            with autocast:
+            with self.computing(precision):
                 denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance, seeds)
                 if sampling.sample.clip:
                     denoise = clipped(denoise, sampling.sample.clip)
@@ -106,6 +105,26 @@ class TextToImage:
                 latent = walk(sampling.sampler, _counted(denoise, grid, progress), grid, noise)
                 images = self.autoencoder.decode(latent, tile=sampling.sample.tile).float().cpu()
             yield from zip(images.split(1), seeds, strict=True)
+
+    @contextmanager
+    def computing(self, precision: str) -> Iterator[None]:
+        """Within, networks multiply in ``precision``, one of ``DTYPES``, for which each weight is cast once.
+
+        Autocast keeps its casts until it is left, but those alone of weights that may have a gradient.
+        """
+        if precision == "fp32":
+            yield
+            return
+        parts = [part for part in (self.denoiser, self.autoencoder, self.text) if isinstance(part, nn.Module)]
+        frozen = [weight for part in parts for weight in part.parameters() if not weight.requires_grad]
+        try:
+            for weight in frozen:
+                weight.requires_grad_(True)
+            with torch.autocast(self.device.type, DTYPES[precision]):
+                yield
+        finally:
+            for weight in frozen:
+                weight.requires_grad_(False)
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Latents:

@@ -5,17 +5,13 @@ from dataclasses import replace
 
 import pytest
 import torch
+from models import random_model
 
-from ldm.config import load
 from ldm.denoisers import DENOISERS
 from ldm.files import BrokenFile
-from ldm.folders import build_denoiser, save_model
 from ldm.pipeline import MAX_SIDE, TextToImage, from_noise
-from ldm.run import Run
 from ldm.samplers import SAMPLERS
 from ldm.sampling import Sampling
-from ldm.text.clip import ClipText, build_clip
-from ldm.text.vocabulary import Vocabulary
 
 PROMPTS = [
     "a red star",
@@ -31,21 +27,6 @@ TWO_STEPS = Sampling().but("sample.steps=2")
 UNET = ["denoiser.width=32", "denoiser.multipliers=[1,2]", "denoiser.blocks=1", "denoiser.heads=2"]
 
 
-def build(folder, *overrides):
-    """A model folder with weights that let text, time and image all count; the denoisers' own start at zero output."""
-    run = load(Run, None, overrides)
-    torch.manual_seed(0)
-    autoencoder = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
-    vocabulary = Vocabulary.of(PROMPTS)
-    text = ClipText.from_clip(build_clip(run.text, run.data.size, vocabulary), run.text, vocabulary)
-    denoiser = build_denoiser(run, autoencoder, text)
-    for parameter in denoiser.parameters():
-        parameter.data += 0.05 * torch.randn_like(parameter)
-    size, process = (run.data.size, run.data.size), run.process.build(run.schedule.build())
-    save_model(TextToImage(denoiser, autoencoder, text, process, run.sampling, size), run, folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     """A model with each of the denoisers, of tiny size."""
@@ -55,7 +36,9 @@ def models(tmp_path_factory):
     sizes = {"dit": [override for override in TINY if override.startswith("denoiser.")], "unet": UNET}
     folder = tmp_path_factory.mktemp("models")
     return {
-        name: TextToImage.load(build(folder / name, *common, f"denoiser.name={name}", *sizes.get(name, ())))
+        name: TextToImage.load(
+            random_model(folder / name, PROMPTS, *common, f"denoiser.name={name}", *sizes.get(name, ()))
+        )
         for name in DENOISERS
     }
 

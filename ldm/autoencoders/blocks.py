@@ -4,6 +4,7 @@ Legend: B batch, C channels, H W size at that level.
 """
 
 from collections.abc import Callable
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -83,12 +84,12 @@ class Attention(nn.Module):
 class Downsample(nn.Module):
     """Half the size by a strided convolution, padded right and below as in LDM."""
 
-    def __init__(self, channels: int, out_channels: int) -> None:
+    def __init__(self, channels: int) -> None:
         super().__init__()
-        self.conv = nn.Conv2d(channels, out_channels, 3, stride=2)
+        self.conv = nn.Conv2d(channels, channels, 3, stride=2)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C_out, H / 2, W / 2)
+        return self.conv(F.pad(x, (0, 1, 0, 1)))  # (B, C, H / 2, W / 2)
 
 
 class Bound(nn.Module):
@@ -115,6 +116,11 @@ def middle(stack: Stack) -> nn.Sequential:
     return nn.Sequential(ResBlock(width, width, norm), *mixing, ResBlock(width, width, norm))
 
 
+def level(channels: int, width: int, blocks: int, norm: Norm) -> list[nn.Module]:
+    """The residual blocks of one size, the first of which changes the width."""
+    return [ResBlock(channels if i == 0 else width, width, norm) for i in range(blocks)]
+
+
 AT_LATENT_SIZE = {"encoder": 4, "decoder": 2}  # parts that work there: an encoder's last, a decoder's first
 
 
@@ -122,10 +128,10 @@ def encoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     """(B, in, H, W) -> (B, out, H / f, W / f) with f = patch * 2^(len(widths) - 1)."""
     widths, _, patch, _, norm = stack
     parts: list[nn.Module] = [nn.PixelUnshuffle(patch), nn.Conv2d(in_channels * patch**2, widths[0], 3, padding=1)]
-    for i, width in enumerate(widths):
+    for i, (before, width) in enumerate(pairwise([widths[0], *widths])):
         if i > 0:
-            parts.append(Downsample(widths[i - 1], width))
-        parts += [ResBlock(width, width, norm) for _ in range(stack.blocks)]
+            parts.append(Downsample(before))
+        parts += level(before, width, stack.blocks, norm)
     parts += [middle(stack), norm(widths[-1]), nn.SiLU()]
     return nn.Sequential(*parts, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
@@ -134,9 +140,9 @@ def decoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     """(B, in, H, W) -> (B, out, f H, f W): the encoder's mirror, with one more residual block a level as in LDM."""
     widths, _, patch, _, norm = stack
     parts: list[nn.Module] = [nn.Conv2d(in_channels, widths[-1], 3, padding=1), middle(stack)]
-    for i, width in reversed(list(enumerate(widths))):
-        parts += [ResBlock(width, width, norm) for _ in range(stack.blocks + 1)]
+    for i, (before, width) in enumerate(pairwise([widths[-1], *reversed(widths)])):
         if i > 0:
-            parts.append(Upsample(width, widths[i - 1]))
+            parts.append(Upsample(before))
+        parts += level(before, width, stack.blocks + 1, norm)
     parts += [norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)]
     return nn.Sequential(*parts, nn.PixelShuffle(patch))

@@ -40,6 +40,7 @@ class UNetConfig:
     heads: int = 4  # attention heads at every level
     qk_norm: bool = False  # RMSNorm of queries and keys: bounds the logits, which Muon at a high lr would let grow
     scale_shift: bool = False  # the time scales and shifts the second norm (ADM) instead of being added (LDM)
+    groups: int = 0  # of each GroupNorm; 0: 32, or a quarter of the channels where that is less
     position: bool = False  # sines and cosines of each place are added to the input; else padding alone tells places
     dropout: float = 0.0  # probability, in the residual blocks
     attention: str = "auto"  # auto | sdpa | xformers | math
@@ -60,6 +61,8 @@ class UNetConfig:
         if self.width % self.heads:
             fitting = max(self.heads, self.width // self.heads * self.heads)
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; try width={fitting}")
+        if self.groups < 0 or (self.groups and self.width % self.groups):
+            raise ValueError(f"width {self.width} is not divisible by groups {self.groups}; try groups=0")
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd (time embedding); try width={self.width + 1}")
         if self.position and self.width % 4:
@@ -79,12 +82,12 @@ class UNetConfig:
         return UNet(self, channels=channels, out_channels=out_channels or channels, **sizes)
 
 
-def group_norm(width: int, eps: float = 1e-5) -> nn.GroupNorm:
-    """GroupNorm with 32 groups, or as many of four channels or more as divide a narrow width.
+def group_norm(width: int, groups: int = 0, eps: float = 1e-5) -> nn.GroupNorm:
+    """GroupNorm with so many groups, or 0 for 32, or as many of four channels or more as divide a narrow width.
 
     A group of a single channel would subtract the time embedding that was added to it.
     """
-    groups = next(g for g in range(max(1, min(32, width // 4)), 0, -1) if width % g == 0)
+    groups = groups or next(g for g in range(max(1, min(32, width // 4)), 0, -1) if width % g == 0)
     return nn.GroupNorm(groups, width, eps=eps)
 
 
@@ -94,9 +97,12 @@ class ResBlock(nn.Module):
     def __init__(self, config: UNetConfig, in_width: int, out_width: int) -> None:
         super().__init__()
         self.scale_shift = config.scale_shift
-        self.norm1, self.conv1 = group_norm(in_width), nn.Conv2d(in_width, out_width, 3, padding=1)
+        self.norm1, self.conv1 = group_norm(in_width, config.groups), nn.Conv2d(in_width, out_width, 3, padding=1)
         self.time = nn.Linear(4 * config.width, (2 if config.scale_shift else 1) * out_width)
-        self.norm2, self.conv2 = group_norm(out_width), zero(nn.Conv2d(out_width, out_width, 3, padding=1))
+        self.norm2, self.conv2 = (
+            group_norm(out_width, config.groups),
+            zero(nn.Conv2d(out_width, out_width, 3, padding=1)),
+        )
         self.dropout = nn.Dropout(config.dropout)
         self.skip = nn.Conv2d(in_width, out_width, 1) if in_width != out_width else nn.Identity()
 
@@ -150,7 +156,7 @@ class Stage(nn.Module):
         depth = config.transformer_depth if transformer else 0
         self.transformers = nn.ModuleList(TransformerBlock(config, width) for _ in range(depth))
         if transformer:
-            self.norm = group_norm(width, eps=1e-6)
+            self.norm = group_norm(width, config.groups, eps=1e-6)
             self.project_in = nn.Conv2d(width, width, 1)
             self.project_out = zero(nn.Conv2d(width, width, 1))
 
@@ -215,9 +221,9 @@ class UNet(nn.Module):
                 up.append(Stage(config, width + skips.pop(), out_width, transformer=transformer))
                 width = out_width
             if level > 0:
-                up.append(Upsample(width, width))
+                up.append(Upsample(width))
         self.up = nn.ModuleList(up)
-        self.norm = group_norm(width)
+        self.norm = group_norm(width, config.groups)
         self.conv_out = zero(nn.Conv2d(width, out_channels, 3, padding=1))
         self.prepare = TextEmbedding(  # Condition -> Prepared, which forward takes in its place
             [module for module in self.modules() if isinstance(module, CrossAttention)],

@@ -80,13 +80,14 @@ class Vocabulary:
         pieces = (piece for token in tokens for piece in ((token,) if token in self._rows else spell(token)))
         return [self._rows[piece] for piece in pieces]
 
-    def tokenize(self, captions: list[str], context_length: int) -> tuple[Tensor, int]:
+    def tokenize(self, captions: list[str], context_length: int, *, ends: bool = False) -> tuple[Tensor, int]:
         """Rows (B, L), int64, from start to end of text and then zeros; and how many captions were cut to fit in L.
 
-        Zero is a byte's row too: what is padding is told by the place of the end of text alone.
+        Zero is a byte's row too: what is padding is told by the place of the first end of text alone. With ``ends``
+        more of these follow in place of zeros.
         """
         start, end = len(self) - 2, len(self) - 1
-        rows = torch.zeros(len(captions), context_length, dtype=torch.long)  # (B, L)
+        rows = torch.full((len(captions), context_length), end if ends else 0)  # (B, L)
         truncated = 0
         for index, caption in enumerate(captions):
             found = self.encode(caption)

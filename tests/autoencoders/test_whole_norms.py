@@ -27,7 +27,7 @@ def image():
 
 
 def test_a_network_is_cut_where_the_size_changes():
-    same, up, down = nn.Conv2d(4, 4, 3, padding=1), Upsample(4, 4), Downsample(4, 4)
+    same, up, down = nn.Conv2d(4, 4, 3, padding=1), Upsample(4), Downsample(4)
     assert [[*part] for part in stretches([same, up, same, same, up])] == [[same], [up, same, same], [up]]
     assert [[*part] for part in stretches([same, same, down, same, down])] == [[same, same, down], [same, down]]
     assert [scale(part) for part in ([same], [up], [nn.PixelUnshuffle(4), down], [up, nn.PixelShuffle(2)])] == [

@@ -1,0 +1,191 @@
+"""A whole model as a folder of diffusers' StableDiffusionPipeline, both ways.
+
+model_index.json  scheduler/  text_encoder/  tokenizer/  unet/  vae/
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ldm.autoencoders import Autoencoder, AutoencoderConfig
+from ldm.autoencoders.bottlenecks import KLConfig
+from ldm.config import load
+from ldm.data.folder import FolderConfig
+from ldm.denoisers.unet import UNet, UNetConfig
+from ldm.diffusion.guidance import GuidanceConfig
+from ldm.diffusion.times import UniformConfig
+from ldm.files import BrokenFile, fill_weights, read_tensors, save_tensors, whole_folder
+from ldm.folders import CONFIG, load_model, save_model, unet_of
+from ldm.interchange import autoencoder, schedule, text, unet
+from ldm.interchange.names import Weights, read_json, read_setting, to_ours, to_theirs
+from ldm.pipeline import TextToImage
+from ldm.run import Run
+from ldm.samplers.ddim import DDIMConfig
+from ldm.sampling import SampleConfig
+from ldm.text.clip import Architecture, ClipConfig, ClipText
+
+INDEX = "model_index.json"
+COARSE = (".fp16.safetensors", ".bf16.safetensors")
+LIBRARIES = {
+    "scheduler": ("diffusers", ""),
+    "text_encoder": ("transformers", "CLIPTextModel"),
+    "tokenizer": ("transformers", "CLIPTokenizer"),
+    "unet": ("diffusers", "UNet2DConditionModel"),
+    "vae": ("diffusers", "AutoencoderKL"),
+}
+
+
+def to_diffusers(model: Path, folder: Path, dtype: torch.dtype = torch.float32) -> None:
+    """Write the model in ``model`` to ``folder`` for diffusers' StableDiffusionPipeline.
+
+    Raises:
+        BrokenFile: a file of the model is missing or damaged.
+        ValueError: something of the model has no counterpart there; the message names every such setting.
+    """
+    whole, run = load_model(model), load(Run, model / CONFIG)
+    encoder = whole.text
+    assert isinstance(encoder, ClipText)
+    if missing := no_counterpart(whole, run):
+        raise ValueError(
+            f"{model} has what Stable Diffusion's pipeline lacks ({', '.join(missing)}); train one as in "
+            "configs/shapes_sd.yaml or configs/shards_unet.yaml"
+        )
+    network, stage = unet_of(whole), whole.autoencoder
+    size = run.data.size
+    denoiser = to_theirs(network.state_dict(), unet.names(network))
+    (first,) = unet.names(network)[unet.TIME]
+    denoiser[first] = unet.told_later(denoiser[first], -schedule.offset(run))
+    unet_settings = unet.settings(network, run.denoiser, stage.channels, encoder.width, size // stage.factor)
+    parts = (
+        ("unet", unet_settings, denoiser, "diffusion_pytorch_model"),
+        ("vae", autoencoder.settings(run.autoencoder, size), autoencoder.written(stage), "diffusion_pytorch_model"),
+        ("text_encoder", text.settings(encoder.architecture), text.written(encoder), "model"),
+    )
+    with whole_folder(folder) as staged:
+        for name, settings, weights, file in parts:
+            (staged / name).mkdir()
+            _write(settings, staged / name / "config.json")
+            save_tensors(weights, staged / name / f"{file}.safetensors", dtype)
+        (staged / "scheduler").mkdir()
+        _write(schedule.settings(run), staged / "scheduler" / "scheduler_config.json")
+        (staged / "tokenizer").mkdir()
+        text.write_vocabulary(encoder, staged / "tokenizer")
+        _write(_index(schedule.settings(run)["_class_name"]), staged / INDEX)
+
+
+def no_counterpart(model: TextToImage, run: Run) -> list[str]:
+    """The settings, as key=value, that keep ``model``, made by ``run``, from being written."""
+    assert isinstance(model.text, ClipText)
+    of_network = ["a denoiser other than unet"]
+    if isinstance(run.denoiser, UNetConfig):
+        of_network = unet.no_counterpart(run.denoiser)
+    return [
+        *of_network,
+        *(["unclip.decoder=true"] if model.unclip is not None else []),
+        *autoencoder.no_counterpart(run.autoencoder, model.autoencoder),
+        *text.no_counterpart(model.text.architecture),
+        *schedule.no_counterpart(run),
+    ]
+
+
+def from_diffusers(source: Path, folder: Path) -> None:
+    """Write the StableDiffusionPipeline in ``source`` as a model folder of ours; weights become half precision.
+
+    It draws by DDIM in 50 steps with a guidance of 7.5, as that pipeline does where it is told nothing else.
+
+    Raises:
+        BrokenFile: a file is missing or damaged.
+        ValueError: something of it has no counterpart here.
+    """
+    index = read_json(source / INDEX)
+    for name, (_, kind) in LIBRARIES.items():
+        found = (index.get(name) or ["", ""])[-1]
+        if kind and found != kind:
+            raise ValueError(f"{source / INDEX}: {name} is {found or 'missing'}; only a {kind} has a counterpart here")
+    encoder = _text(source / "text_encoder", source / "tokenizer")
+    first, stage = _autoencoder(source / "vae")
+    config, network, side = _unet(source / "unet", stage.channels, encoder.width)
+    levels = source / "scheduler" / "scheduler_config.json"
+    table, process = schedule.of(read_json(levels), str(levels))
+    run = replace(
+        Run(),
+        sampler=DDIMConfig(),
+        guidance=GuidanceConfig(scale=7.5),
+        sample=SampleConfig(steps=50, batch=4),
+        data=FolderConfig(size=side * stage.factor),
+        autoencoder=first,
+        bottleneck=KLConfig(),
+        text=_described(encoder.architecture),
+        denoiser=config,
+        schedule=table,
+        process=process,
+        times=UniformConfig(),
+    )
+    size = (run.data.size, run.data.size)
+    save_model(TextToImage(network, stage, encoder, process.build(table.build()), run.sampling, size), run, folder)
+
+
+def _text(folder: Path, tokenizer: Path) -> ClipText:
+    settings = folder / "config.json"
+    encoder = ClipText(text.architecture_of(read_json(settings), text.padding_of(tokenizer), str(settings)))
+    text.fill(encoder, _weights(folder), str(folder))
+    return encoder
+
+
+def _described(architecture: Architecture) -> ClipConfig:
+    """The sizes of a text tower as a run's."""
+    shared = {f.name for f in fields(ClipConfig)} & {f.name for f in fields(Architecture)}
+    return ClipConfig(**{name: getattr(architecture, name) for name in shared})
+
+
+def _autoencoder(folder: Path) -> tuple[AutoencoderConfig, Autoencoder]:
+    settings = read_json(folder / "config.json")
+    config = autoencoder.config_of(settings, str(folder / "config.json"))
+    network = config.build(KLConfig().build(config.channels))
+    autoencoder.fill(network, _weights(folder), settings.get("scaling_factor", 0.18215), str(folder))
+    return config, network
+
+
+def _unet(folder: Path, channels: int, text_width: int) -> tuple[UNetConfig, UNet, int]:
+    """Its configuration, the network, and the side of the latents that it was trained on."""
+    settings, where = read_json(folder / "config.json"), str(folder / "config.json")
+    config = unet.config_of(settings, where)
+    widths = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": text_width}
+    for key, width in widths.items():
+        if settings.get(key) != width:
+            raise ValueError(f"{where}: {key} {settings.get(key)} does not fit the other parts, which have {width}")
+    network = config.build(channels=channels, text_width=text_width, pooled_width=0)
+    weights = to_ours(_weights(folder), unet.names(network), str(folder))
+    weights[unet.TIME] = unet.told_later(weights[unet.TIME], 1)
+    fill_weights(network, weights, folder)
+    return config, network, read_setting({"sample_size": 64, **settings}, "sample_size", int, where)
+
+
+def _index(scheduler: str) -> dict[str, Any]:
+    """model_index.json: which class reads which folder."""
+    parts = {name: [library, kind or scheduler] for name, (library, kind) in LIBRARIES.items()}
+    none = {name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")}
+    return {"_class_name": "StableDiffusionPipeline", **parts, **none, "requires_safety_checker": False}
+
+
+def _write(settings: Mapping[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(settings, indent=1) + "\n")
+
+
+def _weights(folder: Path) -> Weights:
+    """All weights in ``folder``, float32; of files of two precisions the finer.
+
+    Raises:
+        BrokenFile: there is no safetensors file, or one is damaged.
+    """
+    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.endswith(COARSE))
+    found = found or sorted(folder.glob("*.safetensors"))
+    if not found:
+        raise BrokenFile(
+            f"{folder} has no safetensors file; fetch it, or save the pipeline with safe_serialization=True"
+        )
+    return {key: value.float() for path in found for key, value in read_tensors(path).items()}

@@ -1,0 +1,23 @@
+"""What the memory allocator of a program is told, where it is glibc's."""
+
+import ctypes
+import os
+import sys
+from contextlib import suppress
+
+TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+
+
+def keep_freed() -> None:
+    """Let the process keep what it frees, and take what is large in large pages; elsewhere than on Linux, nothing.
+
+    A network on a CPU frees and takes the same megabytes many times a second. Given back to the system in between,
+    every page of them has to be cleared anew. Not for a library: it is the process's memory, and so a program's to ask.
+    """
+    if sys.platform != "linux":
+        return
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for large pages from 2 MB on
+    with suppress(OSError, AttributeError):  # another C library than glibc
+        library = ctypes.CDLL(None)
+        library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
+        library.mallopt(MMAP_THRESHOLD, 2**25)  # the most that it takes
