@@ -23,6 +23,7 @@ from ldm.interchange.names import (
     Weights,
     of_layers,
     read_setting,
+    read_widths,
     residual,
     the_same,
     to_ours,
@@ -83,15 +84,15 @@ def settings(config: AutoencoderConfig, size: int) -> dict[str, Any]:
 def config_of(theirs: Settings, source: str) -> AutoencoderConfig:
     """The autoencoder that a config.json describes; ValueError where it is another than can be built here."""
     the_same(theirs, EXPECTED, READ, source)
-    widths = read_setting(theirs, "block_out_channels", list, source)
+    width, multipliers = read_widths(theirs, source)
     down, up = theirs.get("down_block_types"), theirs.get("up_block_types")
-    plain = down == ["DownEncoderBlock2D"] * len(widths) and up == ["UpDecoderBlock2D"] * len(widths)
-    if not plain or any(width % widths[0] for width in widths):
-        raise ValueError(f"{source}: blocks {down}, {up} of widths {widths} have no counterpart here")
+    levels = len(multipliers)
+    if down != ["DownEncoderBlock2D"] * levels or up != ["UpDecoderBlock2D"] * levels:
+        raise ValueError(f"{source}: blocks {down}, {up} have no counterpart here")
     return AutoencoderConfig(
         channels=read_setting(theirs, "latent_channels", int, source),
-        width=widths[0],
-        multipliers=[width // widths[0] for width in widths],
+        width=width,
+        multipliers=multipliers,
         blocks=read_setting(theirs, "layers_per_block", int, source),
         attention=bool(theirs.get("mid_block_add_attention", True)),
         groups=read_setting({"norm_num_groups": 32, **theirs}, "norm_num_groups", int, source),

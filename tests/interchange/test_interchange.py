@@ -78,7 +78,7 @@ class Both:
 
 
 def drawing(folder):
-    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True, torch_dtype=torch.float32)
+    pipeline = StableDiffusionPipeline.from_pretrained(folder, local_files_only=True).to(torch.float32)
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
 
