@@ -1,4 +1,4 @@
-"""Attention kernels side by side: sdpa and plain matrix products, forward and backward, on this machine's device.
+"""Attention kernels side by side: sdpa and plain matrix products, in training and in drawing, on this machine's device.
 
     python benchmarks/attention.py
 
@@ -7,6 +7,7 @@ was chosen from.
 """
 
 import time
+from itertools import product
 from statistics import median
 
 import torch
@@ -18,12 +19,15 @@ SHAPES = ((64, 64), (16, 256), (4, 512), (2, 1024))  # rows, tokens
 REPEATS = 9
 
 
-def once(backend: str, rows: int, tokens: int, dtype: torch.dtype, device: torch.device) -> float:
-    """Milliseconds of one forward and backward pass with 4 heads of width 64."""
-    q, k, v = (torch.randn(rows, 4, tokens, 64, dtype=dtype, device=device, requires_grad=True) for _ in range(3))
+def once(backend: str, rows: int, tokens: int, dtype: torch.dtype, device: torch.device, *, learns: bool) -> float:
+    """Milliseconds of one forward, and where it ``learns`` backward, pass with 4 heads of width 64."""
+    q, k, v = (torch.randn(rows, 4, tokens, 64, dtype=dtype, device=device, requires_grad=learns) for _ in range(3))
     settle(device)
     began = time.perf_counter()
-    attention(q, k, v, backend=backend).sum().backward()
+    with torch.set_grad_enabled(learns):
+        said = attention(q, k, v, backend=backend).sum()
+    if learns:
+        said.backward()
     settle(device)
     return 1_000 * (time.perf_counter() - began)
 
@@ -37,16 +41,16 @@ def settle(device: torch.device) -> None:
 def main() -> None:
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     print(f"{device}, {torch.get_num_threads()} threads; rows x tokens, dtype: sdpa / math ms, sdpa over math")
-    for rows, tokens in SHAPES:
-        for dtype in (torch.bfloat16, torch.float32):
-            times: dict[str, list[float]] = {"sdpa": [], "math": []}
-            for i in range(REPEATS + 2):
-                for backend, taken in times.items():
-                    measured = once(backend, rows, tokens, dtype, device)
-                    if i >= 2:  # the first calls build kernels and warm caches
-                        taken.append(measured)
-            sdpa, math = median(times["sdpa"]), median(times["math"])
-            print(f"{rows:4} x {tokens:4}, {dtype}: {sdpa:6.1f} / {math:6.1f} ms, {sdpa / math:.2f}")
+    for learns, (rows, tokens), dtype in product((True, False), SHAPES, (torch.bfloat16, torch.float32)):
+        times: dict[str, list[float]] = {"sdpa": [], "math": []}
+        for i in range(REPEATS + 2):
+            for backend, taken in times.items():
+                measured = once(backend, rows, tokens, dtype, device, learns=learns)
+                if i >= 2:  # the first calls build kernels and warm caches
+                    taken.append(measured)
+        sdpa, math = median(times["sdpa"]), median(times["math"])
+        what = "training" if learns else "drawing"
+        print(f"{what:8} {rows:4} x {tokens:4}, {dtype}: {sdpa:6.1f} / {math:6.1f} ms, {sdpa / math:.2f}")
 
 
 if __name__ == "__main__":

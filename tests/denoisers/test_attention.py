@@ -55,13 +55,15 @@ def test_queries_and_keys_take_the_dtype_of_the_values() -> None:
     assert attention(q, k, v.bfloat16(), backend="sdpa").dtype == torch.bfloat16
 
 
-def test_auto_is_math_on_a_cpu_in_bfloat16_with_short_keys_and_sdpa_otherwise() -> None:
+def test_auto_is_math_on_a_cpu_in_training_in_bfloat16_with_short_keys_and_sdpa_otherwise() -> None:
     q, k, _ = (part.bfloat16() for part in draw())
     long = torch.empty(2, 3, 1024, 8, dtype=torch.bfloat16)
     assert module._fastest(q, k) == "math"
     assert module._fastest(q, long) == "sdpa"
     assert module._fastest(q.float(), k.float()) == "sdpa"
     assert module._fastest(q.to("meta"), k.to("meta")) == "sdpa"
+    with torch.inference_mode():
+        assert module._fastest(q, k) == "sdpa"
 
 
 def test_xformers_that_does_not_run_falls_back_with_one_warning_that_says_why() -> None:
