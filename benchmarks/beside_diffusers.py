@@ -101,12 +101,13 @@ def parts(ours: TextToImage, theirs: Any, count: int, steps: int, precision: str
     device, prompts, dtype = ours.device, [PROMPT] * count, DTYPES[precision]
     height, width = ours.latent_size(ours.size)
     noise = ImageNoise(list(range(count)), (ours.autoencoder.channels, height, width), device)()
-    both = ours.condition(["", PROMPT]).repeat(count)  # guidance asks twice
+    both = ours.condition([*[""] * count, *prompts])  # guidance asks twice
     tokens = both.tokens
-    x = noise.repeat_interleave(2, dim=0)
+    x = noise.repeat(2, 1, 1, 1)
     place = torch.tensor(500, device=device)
     told = torch.full((len(x),), 0.501, device=device)
-    prepared = ours.denoiser.prepare(both)
+    with torch.inference_mode(), ours.autocast(precision):
+        prepared = ours.denoiser.prepare(both)  # once a picture here, at every step there
     sampling = ours.sampling.but(
         "sampler=ddim", "grid=uniform", f"sample.steps={steps}", f"sample.batch={count}",
         f"guidance.scale={SCALE}", "guidance.interval=[0,1]",
@@ -126,7 +127,7 @@ def parts(ours: TextToImage, theirs: Any, count: int, steps: int, precision: str
         return drawn.images.float().cpu() * 2 - 1
 
     def here(call: Callable[[], Tensor]) -> Timed:
-        return Timed(call, partial(ours.computing, precision))
+        return Timed(call, partial(ours.autocast, precision))
 
     return {
         f"text of {count} prompts": (
@@ -149,7 +150,9 @@ def parts(ours: TextToImage, theirs: Any, count: int, steps: int, precision: str
 def row(here: Timed, there: Timed, turns: int) -> str:
     """The cells of one part."""
     seconds: list[tuple[float, float]] = []
-    apart = float((here.call().float() - there.call().float()).abs().max())
+    with here.within():
+        said = here.call().float()
+    apart = float((said - there.call().float()).abs().max())
     for turn in range(turns):
         pair = [0.0, 0.0]
         for which in (0, 1) if turn % 2 else (1, 0):

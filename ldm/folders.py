@@ -213,7 +213,9 @@ def digest(folder: Path) -> str:
 
 
 def fingerprint(network: nn.Module) -> str:
-    """A short hash of all weights and buffers."""
+    """A short hash of all weights and buffers, and of a text encoder's padding where it is not masked."""
+    if isinstance(network, ClipText) and network.architecture.padding != "masked":
+        return f"{_hash(network.state_dict())}-{network.architecture.padding}"
     return _hash(network.state_dict())
 
 

@@ -95,7 +95,7 @@ class TextToImage:
             part = prompts[first : first + sampling.batch]
             seeds = [seed + first + i for i in range(len(part))]
             noise = ImageNoise(seeds, shape, self.device)
-            with self.computing(precision):
+            with self.autocast(precision, once=steer is None and walk is from_noise):
                 denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance, seeds)
                 if sampling.sample.clip:
                     denoise = clipped(denoise, sampling.sample.clip)
@@ -107,15 +107,17 @@ class TextToImage:
             yield from zip(images.split(1), seeds, strict=True)
 
     @contextmanager
-    def computing(self, precision: str) -> Iterator[None]:
-        """Within, networks multiply in ``precision``, one of ``DTYPES``, for which each weight is cast once.
+    def autocast(self, precision: str, *, once: bool = True) -> Iterator[None]:
+        """Within, networks multiply in ``precision``, one of ``DTYPES``.
 
-        Autocast keeps its casts until it is left, but those alone of weights that may have a gradient.
+        Each weight is cast ``once`` then, or in every call: the casts take half the memory of the weights until the
+        context is left. They are kept of those weights alone that may have a gradient, which all have meanwhile: so
+        not where something within takes gradients.
         """
         if precision == "fp32":
             yield
             return
-        parts = [part for part in (self.denoiser, self.autoencoder, self.text) if isinstance(part, nn.Module)]
+        parts = [part for part in (self.denoiser, self.autoencoder, self.text) if isinstance(part, nn.Module) and once]
         frozen = [weight for part in parts for weight in part.parameters() if not weight.requires_grad]
         try:
             for weight in frozen:

@@ -22,11 +22,14 @@ def main() -> None:
     export = ways.add_parser("export", help="write a model folder for StableDiffusionPipeline.from_pretrained")
     export.add_argument("source", type=Path, metavar="MODEL", help="a model folder")
     export.add_argument("--half", action="store_true", help="half precision, half the size; single if left out")
-    bring = ways.add_parser("import", help="read a StableDiffusionPipeline's folder; nothing is downloaded")
-    bring.add_argument("source", type=Path, metavar="FOLDER", help="with model_index.json and safetensors files")
-    for way in (export, bring):
+    importing = ways.add_parser("import", help="read a StableDiffusionPipeline's folder; nothing is downloaded")
+    importing.add_argument("source", type=Path, metavar="FOLDER", help="with model_index.json and safetensors files")
+    for way in (export, importing):
         way.add_argument("--out", type=Path, required=True, metavar="FOLDER", help="of what is written")
     args = parser.parse_args()
+    source, out = args.source.resolve(), args.out.resolve()
+    if source == out or source in out.parents or out in source.parents:
+        raise ValueError(f"--out {args.out} lies in {args.source}, or the other way round; name another place")
     check_ours(args.out)
     make_writable(args.out.parent)
     if args.way == "export":

@@ -6,6 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 from models import random_model
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.denoisers import DENOISERS
 from ldm.files import BrokenFile
@@ -97,6 +98,47 @@ def test_single_precision_keeps_an_image_nearly_the_same_in_a_batch_of_eight(mod
     # samplers in terms of the noise magnify rounding where there is hardly a signal
     atol = 1e-5 if sampler in ("ddim", "ddpm", "ode") else 1e-3
     torch.testing.assert_close(together, alone, atol=atol, rtol=0)
+
+
+def test_half_precision_draws_what_autocast_alone_does_and_leaves_the_weights_frozen(model, monkeypatch):
+    options = {"size": (16, 16), "sampling": TWO_STEPS.but("guidance.scale=4"), "precision": "bf16"}
+    drawn = model(PROMPTS[:2], **options)
+    first, _ = next(drawn)
+    weights = [weight for part in (model.denoiser, model.text) for weight in part.parameters()]
+    assert not any(weight.requires_grad for weight in weights) and not torch.is_autocast_enabled("cpu")
+    images = torch.cat([first, *(image for image, _ in drawn)])
+    monkeypatch.setattr(TextToImage, "autocast", lambda self, precision, once: torch.autocast("cpu", torch.bfloat16))
+    assert torch.equal(images, draw(model, PROMPTS[:2], **options))
+
+
+class Casts(TorchDispatchMode):
+    """How often each of some tensors is copied to another type."""
+
+    def __init__(self, tensors):
+        super().__init__()
+        self.counts = {tensor.data_ptr(): 0 for tensor in tensors}
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.counts:
+            self.counts[args[0].data_ptr()] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def test_weights_are_cast_once_a_batch_but_not_kept_where_a_gradient_may_be_taken(model):
+    weights = [module.weight for module in model.denoiser.modules() if isinstance(module, torch.nn.Linear)]
+    options = {"size": (16, 16), "sampling": model.sampling.but("sample.steps=4"), "precision": "bf16"}
+    kept, seen = [], []
+
+    def steer(denoise, prompts):
+        seen.append(any(weight.requires_grad for weight in weights))
+        return denoise
+
+    for each in ({}, {"steer": steer}):
+        with Casts(weights) as casts:
+            list(model(PROMPTS[:2], **options, **each))
+        kept.append(max(casts.counts.values()))
+    assert kept[0] == 1 and kept[1] > 1
+    assert seen == [False]
 
 
 def test_steps_that_suit_an_image_are_its_own(model):

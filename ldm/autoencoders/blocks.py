@@ -116,7 +116,7 @@ def middle(stack: Stack) -> nn.Sequential:
     return nn.Sequential(ResBlock(width, width, norm), *mixing, ResBlock(width, width, norm))
 
 
-def level(channels: int, width: int, blocks: int, norm: Norm) -> list[nn.Module]:
+def residual_blocks(channels: int, width: int, blocks: int, norm: Norm) -> list[nn.Module]:
     """The residual blocks of one size, the first of which changes the width."""
     return [ResBlock(channels if i == 0 else width, width, norm) for i in range(blocks)]
 
@@ -131,7 +131,7 @@ def encoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     for i, (before, width) in enumerate(pairwise([widths[0], *widths])):
         if i > 0:
             parts.append(Downsample(before))
-        parts += level(before, width, stack.blocks, norm)
+        parts += residual_blocks(before, width, stack.blocks, norm)
     parts += [middle(stack), norm(widths[-1]), nn.SiLU()]
     return nn.Sequential(*parts, nn.Conv2d(widths[-1], out_channels, 3, padding=1))
 
@@ -143,6 +143,6 @@ def decoder(in_channels: int, out_channels: int, stack: Stack) -> nn.Sequential:
     for i, (before, width) in enumerate(pairwise([widths[-1], *reversed(widths)])):
         if i > 0:
             parts.append(Upsample(before))
-        parts += level(before, width, stack.blocks + 1, norm)
+        parts += residual_blocks(before, width, stack.blocks + 1, norm)
     parts += [norm(widths[0]), nn.SiLU(), nn.Conv2d(widths[0], out_channels * patch**2, 3, padding=1)]
     return nn.Sequential(*parts, nn.PixelShuffle(patch))

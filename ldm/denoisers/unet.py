@@ -61,7 +61,9 @@ class UNetConfig:
         if self.width % self.heads:
             fitting = max(self.heads, self.width // self.heads * self.heads)
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; try width={fitting}")
-        if self.groups < 0 or (self.groups and self.width % self.groups):
+        if self.groups < 0:
+            raise ValueError(f"groups {self.groups} is negative; use 0 for 32, or fewer of narrow layers")
+        if self.groups and self.width % self.groups:
             raise ValueError(f"width {self.width} is not divisible by groups {self.groups}; try groups=0")
         if self.width % 2:
             raise ValueError(f"width {self.width} is odd (time embedding); try width={self.width + 1}")

@@ -17,15 +17,16 @@ from ldm.autoencoders import Autoencoder, AutoencoderConfig
 from ldm.autoencoders.blocks import Attention, Downsample, ResBlock
 from ldm.autoencoders.bottlenecks.gaussian import Gaussian
 from ldm.blocks import Upsample
+from ldm.files import BrokenFile
 from ldm.interchange.names import (
     Names,
     Settings,
     Weights,
+    check_supported,
     of_layers,
     read_setting,
     read_widths,
     residual,
-    the_same,
     to_ours,
     to_theirs,
 )
@@ -83,7 +84,7 @@ def settings(config: AutoencoderConfig, size: int) -> dict[str, Any]:
 
 def config_of(theirs: Settings, source: str) -> AutoencoderConfig:
     """The autoencoder that a config.json describes; ValueError where it is another than can be built here."""
-    the_same(theirs, EXPECTED, READ, source)
+    check_supported(theirs, EXPECTED, READ, source)
     width, multipliers = read_widths(theirs, source)
     down, up = theirs.get("down_block_types"), theirs.get("up_block_types")
     levels = len(multipliers)
@@ -118,17 +119,17 @@ def written(network: Autoencoder) -> Weights:
     return weights
 
 
-def fill(network: Autoencoder, theirs: Weights, scaling: float, source: str) -> None:
-    """Give ``network`` the weights of an AutoencoderKL with its ``scaling`` factor.
+def fill(network: Autoencoder, theirs: Weights, settings: Settings, source: str) -> None:
+    """Give ``network`` the weights of an AutoencoderKL with such ``settings``.
 
     Raises:
         BrokenFile: a weight is missing or unknown.
-        ValueError: the convolution behind the latent cannot be undone.
+        ValueError: the convolution behind the latent cannot be undone, or the scale is no number above 0.
     """
-    theirs = dict(theirs)
-    channels = network.channels
-    quant = _taken(theirs, QUANT, 2 * channels)
-    after = _taken(theirs, POST_QUANT, channels)
+    theirs, channels = dict(theirs), network.channels
+    scaling = read_setting({"scaling_factor": 0.18215, **settings}, "scaling_factor", float, source)
+    quant = _taken(theirs, QUANT, 2 * channels, settings, source)
+    after = _taken(theirs, POST_QUANT, channels, settings, source)
     renamed = {_renamed(key): value for key, value in theirs.items()}
     for key, value in renamed.items():
         if ".attentions." in key and key.endswith("weight") and value.ndim == 2:
@@ -138,7 +139,7 @@ def fill(network: Autoencoder, theirs: Weights, scaling: float, source: str) -> 
     # the decoder is given P z + p, zeros beyond the edge: as it is P y of y = z + P^-1 p, the encoder is to say y
     try:
         shift = torch.linalg.solve(after.weight, after.bias)  # (C,)
-    except RuntimeError as error:
+    except torch.linalg.LinAlgError as error:
         raise ValueError(f"{source}: {POST_QUANT} has no inverse, and no counterpart here") from error
     weights[f"{last}.weight"] = torch.einsum("mn,nihw->mihw", quant.weight, weights[f"{last}.weight"])
     weights[f"{last}.bias"] = quant.weight @ weights[f"{last}.bias"] + quant.bias
@@ -202,12 +203,17 @@ class Affine(NamedTuple):
     bias: Tensor  # (out,)
 
 
-def _taken(weights: Weights, name: str, channels: int) -> Affine:
-    """The convolution ``name``, taken out of ``weights``; one that is not there changes nothing."""
-    weight, bias = (weights.pop(f"{name}.{kind}", None) for kind in ("weight", "bias"))
-    if weight is None or bias is None:
+def _taken(weights: Weights, name: str, channels: int, settings: Settings, source: str) -> Affine:
+    """The convolution ``name``, taken out of ``weights``; where the settings say that there is none, what it would be.
+
+    Raises:
+        BrokenFile: it is to be there, and is not.
+    """
+    if not settings.get(f"use_{name}", True):
         return Affine(torch.eye(channels), torch.zeros(channels))
-    return Affine(weight.reshape(channels, channels), bias)
+    if missing := {f"{name}.weight", f"{name}.bias"} - weights.keys():
+        raise BrokenFile(f"{source} lacks {', '.join(sorted(missing))}")
+    return Affine(weights.pop(f"{name}.weight").reshape(channels, channels), weights.pop(f"{name}.bias"))
 
 
 def _convolution(matrix: Tensor) -> Tensor:

@@ -69,16 +69,17 @@ def read_json(path: Path) -> dict[str, Any]:
     return found
 
 
-def the_same(settings: Settings, expected: Mapping[str, Any], read: set[str], source: str) -> None:
+def check_supported(settings: Settings, expected: Mapping[str, Any], read: set[str], source: str) -> None:
     """Raise ValueError where ``settings`` ask for what is not built here.
 
     That is, one that is ``expected`` to have a value has another, or one that is neither expected nor ``read`` is set
-    at all. Names that begin with an underscore are notes.
+    to anything but null, false, 0 or nothing. Names that begin with an underscore are notes.
     """
     for key, value in settings.items():
         if key.startswith("_") or key in read:
             continue
-        if value != expected.get(key, value if not value else None):
+        differs = value != expected[key] if key in expected else bool(value)
+        if differs:
             raise ValueError(f"{source}: {key} {value!r} has no counterpart here; only Stable Diffusion 1's layout has")
 
 
@@ -93,7 +94,7 @@ def read_widths(settings: Settings, source: str) -> tuple[int, list[int]]:
 
 
 def read_setting(settings: Settings, key: str, kind: type, source: str) -> Any:
-    """``settings[key]``, where it is of ``kind``; a list of equal values counts as one of them.
+    """``settings[key]``, where it is a list, or a positive int or float; a list of equal ints counts as one of them.
 
     Raises:
         ValueError: it is missing, or of another kind.
@@ -101,8 +102,11 @@ def read_setting(settings: Settings, key: str, kind: type, source: str) -> Any:
     value = settings.get(key)
     if kind is int and isinstance(value, list) and len(set(map(str, value))) == 1:
         value = value[0]
-    if isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
-        return value
+    if kind is float and isinstance(value, int):
+        value = float(value)
+    fitting: Any = value if type(value) is kind else None  # True is an int to isinstance
+    if fitting is not None and (kind is list or fitting > 0):
+        return fitting
     if key not in settings:
         raise ValueError(f"{source} has no {key}; {nearest(key, list(settings))}")
-    raise ValueError(f"{source}: {key} {value!r} is not of the kind {kind.__name__} that is built here")
+    raise ValueError(f"{source}: {key} {value!r} is no {kind.__name__} that can be built here")

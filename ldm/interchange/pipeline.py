@@ -4,7 +4,8 @@ model_index.json  scheduler/  text_encoder/  tokenizer/  unet/  vae/
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -27,9 +28,11 @@ from ldm.run import Run
 from ldm.samplers.ddim import DDIMConfig
 from ldm.sampling import SampleConfig
 from ldm.text.clip import Architecture, ClipConfig, ClipText
+from ldm.training.optim import TrainConfig
 
 INDEX = "model_index.json"
-COARSE = (".fp16.safetensors", ".bf16.safetensors")
+VARIANTS = ("", ".fp16", ".bf16")  # of a file's name, the first that is there being read
+GENTLE = TrainConfig(lr=1e-5, batch=4, warmup=100)  # of networks that were trained for long
 LIBRARIES = {
     "scheduler": ("diffusers", ""),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -58,7 +61,7 @@ def to_diffusers(model: Path, folder: Path, dtype: torch.dtype = torch.float32) 
     size = run.data.size
     denoiser = to_theirs(network.state_dict(), unet.names(network))
     (first,) = unet.names(network)[unet.TIME]
-    denoiser[first] = unet.told_later(denoiser[first], -schedule.offset(run))
+    denoiser[first] = unet.shift_time(denoiser[first], -schedule.offset(run))
     unet_settings = unet.settings(network, run.denoiser, stage.channels, encoder.width, size // stage.factor)
     parts = (
         ("unet", unet_settings, denoiser, "diffusion_pytorch_model"),
@@ -82,7 +85,7 @@ def no_counterpart(model: TextToImage, run: Run) -> list[str]:
     assert isinstance(model.text, ClipText)
     of_network = ["a denoiser other than unet"]
     if isinstance(run.denoiser, UNetConfig):
-        of_network = unet.no_counterpart(run.denoiser)
+        of_network = unet.no_counterpart(unet_of(model), run.denoiser)
     return [
         *of_network,
         *(["unclip.decoder=true"] if model.unclip is not None else []),
@@ -95,7 +98,8 @@ def no_counterpart(model: TextToImage, run: Run) -> list[str]:
 def from_diffusers(source: Path, folder: Path) -> None:
     """Write the StableDiffusionPipeline in ``source`` as a model folder of ours; weights become half precision.
 
-    It draws by DDIM in 50 steps with a guidance of 7.5, as that pipeline does where it is told nothing else.
+    It draws by DDIM, whatever scheduler the pipeline names, in 50 steps with a guidance of 7.5, the pipeline's own
+    defaults; and it trains on, where it is the ``base`` of a run, gently.
 
     Raises:
         BrokenFile: a file is missing or damaged.
@@ -103,14 +107,14 @@ def from_diffusers(source: Path, folder: Path) -> None:
     """
     index = read_json(source / INDEX)
     for name, (_, kind) in LIBRARIES.items():
-        found = (index.get(name) or ["", ""])[-1]
+        found = index[name][-1] if isinstance(index.get(name), list) and index[name] else None
         if kind and found != kind:
             raise ValueError(f"{source / INDEX}: {name} is {found or 'missing'}; only a {kind} has a counterpart here")
     encoder = _text(source / "text_encoder", source / "tokenizer")
     first, stage = _autoencoder(source / "vae")
     config, network, side = _unet(source / "unet", stage.channels, encoder.width)
     levels = source / "scheduler" / "scheduler_config.json"
-    table, process = schedule.of(read_json(levels), str(levels))
+    table, process = schedule.config_of(read_json(levels), str(levels))
     run = replace(
         Run(),
         sampler=DDIMConfig(),
@@ -124,6 +128,9 @@ def from_diffusers(source: Path, folder: Path) -> None:
         schedule=table,
         process=process,
         times=UniformConfig(),
+        out=f"{folder}-trained",
+        train_autoencoder=GENTLE,
+        train_ldm=GENTLE,
     )
     size = (run.data.size, run.data.size)
     save_model(TextToImage(network, stage, encoder, process.build(table.build()), run.sampling, size), run, folder)
@@ -132,7 +139,8 @@ def from_diffusers(source: Path, folder: Path) -> None:
 def _text(folder: Path, tokenizer: Path) -> ClipText:
     settings = folder / "config.json"
     encoder = ClipText(text.architecture_of(read_json(settings), text.padding_of(tokenizer), str(settings)))
-    text.fill(encoder, _weights(folder), str(folder))
+    with _fitting(folder):
+        text.fill(encoder, _weights(folder, "model"), str(folder))
     return encoder
 
 
@@ -146,7 +154,8 @@ def _autoencoder(folder: Path) -> tuple[AutoencoderConfig, Autoencoder]:
     settings = read_json(folder / "config.json")
     config = autoencoder.config_of(settings, str(folder / "config.json"))
     network = config.build(KLConfig().build(config.channels))
-    autoencoder.fill(network, _weights(folder), settings.get("scaling_factor", 0.18215), str(folder))
+    with _fitting(folder):
+        autoencoder.fill(network, _weights(folder, "diffusion_pytorch_model"), settings, str(folder))
     return config, network
 
 
@@ -159,9 +168,10 @@ def _unet(folder: Path, channels: int, text_width: int) -> tuple[UNetConfig, UNe
         if settings.get(key) != width:
             raise ValueError(f"{where}: {key} {settings.get(key)} does not fit the other parts, which have {width}")
     network = config.build(channels=channels, text_width=text_width, pooled_width=0)
-    weights = to_ours(_weights(folder), unet.names(network), str(folder))
-    weights[unet.TIME] = unet.told_later(weights[unet.TIME], 1)
-    fill_weights(network, weights, folder)
+    with _fitting(folder):
+        weights = to_ours(_weights(folder, "diffusion_pytorch_model"), unet.names(network), str(folder))
+        weights[unet.TIME] = unet.shift_time(weights[unet.TIME], 1)
+        fill_weights(network, weights, folder)
     return config, network, read_setting({"sample_size": 64, **settings}, "sample_size", int, where)
 
 
@@ -176,16 +186,26 @@ def _write(settings: Mapping[str, Any], path: Path) -> None:
     path.write_text(json.dumps(settings, indent=1) + "\n")
 
 
-def _weights(folder: Path) -> Weights:
-    """All weights in ``folder``, float32; of files of two precisions the finer.
+@contextmanager
+def _fitting(folder: Path) -> Iterator[None]:
+    """A BrokenFile in place of PyTorch's words where a tensor within has another shape than it should."""
+    try:
+        yield
+    except RuntimeError as error:
+        raise BrokenFile(f"{folder}: the weights do not fit config.json ({str(error).splitlines()[0]})") from error
+
+
+def _weights(folder: Path, name: str) -> Weights:
+    """The weights in ``folder``, float32: of its safetensors file ``name``, whole or in shards.
 
     Raises:
-        BrokenFile: there is no safetensors file, or one is damaged.
+        BrokenFile: there is none, or one is missing or damaged.
     """
-    found = sorted(path for path in folder.glob("*.safetensors") if not path.name.endswith(COARSE))
-    found = found or sorted(folder.glob("*.safetensors"))
-    if not found:
-        raise BrokenFile(
-            f"{folder} has no safetensors file; fetch it, or save the pipeline with safe_serialization=True"
-        )
-    return {key: value.float() for path in found for key, value in read_tensors(path).items()}
+    for variant in VARIANTS:
+        whole, index = folder / f"{name}{variant}.safetensors", folder / f"{name}.safetensors.index{variant}.json"
+        if whole.is_file():
+            return {key: value.float() for key, value in read_tensors(whole).items()}
+        if index.is_file():
+            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
+            return {key: value.float() for shard in shards for key, value in read_tensors(folder / shard).items()}
+    raise BrokenFile(f"{folder} has no {name}.safetensors; fetch it, or save the pipeline with safe_serialization=True")

@@ -14,6 +14,13 @@ from ldm.run import Run
 
 TIMES = 1_000  # a network is told thousandths of the time
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # of tables
+BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # where diffusers is told none
+OF_TABLES = [  # all that walk over a table of betas
+    *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler"),
+    *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
+    *("DPMSolverMultistepScheduler", "DPMSolverSinglestepScheduler", "UniPCMultistepScheduler"),
+    *("KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler"),
+]
 TABLES = {"linear": "linear", "scaled_linear": "scaled_linear", "cosine": "squaredcos_cap_v2"}
 
 
@@ -78,7 +85,7 @@ def offset(run: Run) -> float:
     return 0.0 if isinstance(run.schedule, FlowConfig) else 1.0
 
 
-def of(theirs: Settings, source: str) -> tuple[ScheduleConfig, ProcessConfig]:
+def config_of(theirs: Settings, source: str) -> tuple[ScheduleConfig, ProcessConfig]:
     """The noise levels that a scheduler_config.json describes, and what the network says of them.
 
     Raises:
@@ -87,17 +94,18 @@ def of(theirs: Settings, source: str) -> tuple[ScheduleConfig, ProcessConfig]:
     targets = {prediction: target for target, prediction in PREDICTIONS.items()}
     tables = {name: own for own, name in TABLES.items()}
     asked = {
+        "_class_name": theirs.get("_class_name"),
         "prediction_type": theirs.get("prediction_type", "epsilon"),
         "beta_schedule": theirs.get("beta_schedule", "linear"),
         "num_train_timesteps": theirs.get("num_train_timesteps", TIMES),
         "trained_betas": theirs.get("trained_betas") and "of its own",
     }
-    known = (targets, tables, (TIMES,), (None,))
+    known: tuple[list[Any], ...] = (OF_TABLES, [*targets], [*tables], [TIMES], [None])
     for (key, value), values in zip(asked.items(), known, strict=True):
         if value not in values:
             raise ValueError(f"{source}: {key} {value!r} has no counterpart here")
     name = tables[asked["beta_schedule"]]
-    ends = {key: theirs[key] for key in ("beta_start", "beta_end") if key in theirs and name != "cosine"}
+    ends = {} if name == "cosine" else {key: theirs.get(key, usual) for key, usual in BETAS.items()}
     given = {"name": name, "zero_snr": bool(theirs.get("rescale_betas_zero_snr")), **ends}
     table = choose(SCHEDULES, given, source, SCHEDULES[name]())
     return table, ProcessConfig(target=targets[asked["prediction_type"]])

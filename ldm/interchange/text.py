@@ -14,10 +14,10 @@ from ldm.interchange.names import (
     Names,
     Settings,
     Weights,
+    check_supported,
     of_layers,
     read_json,
     read_setting,
-    the_same,
     to_ours,
     to_theirs,
 )
@@ -84,15 +84,18 @@ def settings(architecture: Architecture) -> dict[str, Any]:
 
 def architecture_of(theirs: Settings, padding: str, source: str) -> Architecture:
     """The tower that a config.json describes; ValueError where it is another than can be built here."""
-    the_same(theirs, EXPECTED, READ, source)
-    width = read_setting(theirs, "hidden_size", int, source)
+    check_supported(theirs, EXPECTED, READ, source)
+    width, heads = (read_setting(theirs, key, int, source) for key in ("hidden_size", "num_attention_heads"))
     act, between = theirs.get("hidden_act", "quick_gelu"), theirs.get("intermediate_size")
-    if act not in ("gelu", "quick_gelu") or between != MLP * width:
-        raise ValueError(f"{source}: hidden_act {act}, intermediate_size {between} have no counterpart here")
+    if act not in ("gelu", "quick_gelu") or between != MLP * width or width % heads:
+        raise ValueError(
+            f"{source}: hidden_act {act}, hidden_size {width}, intermediate_size {between} and num_attention_heads "
+            f"{heads} have no counterpart here"
+        )
     return Architecture(
         width=width,
         layers=read_setting(theirs, "num_hidden_layers", int, source),
-        heads=read_setting(theirs, "num_attention_heads", int, source),
+        heads=heads,
         context_length=read_setting(theirs, "max_position_embeddings", int, source),
         embed_dim=width,
         quick_gelu=act == "quick_gelu",
@@ -177,7 +180,7 @@ def padding_of(folder: Path) -> str:
         ValueError: its vocabulary is not CLIP's, or it pads otherwise.
     """
     file, newer = folder / "vocab.json", folder / "tokenizer.json"  # which transformers writes from version 5 on
-    ids = read_json(newer).get("model", {}).get("vocab") if newer.is_file() else read_json(file)
+    ids = (read_json(newer).get("model") or {}).get("vocab") if newer.is_file() else read_json(file)
     if ids != _vocabulary():
         raise ValueError(f"the vocabulary in {folder} is not CLIP's, and no other has a counterpart here")
     pad = read_json(folder / "tokenizer_config.json").get("pad_token", END)

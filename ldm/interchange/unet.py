@@ -11,10 +11,10 @@ from math import log
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from ldm.denoisers.unet import Stage, UNet, UNetConfig
-from ldm.interchange.names import Names, Settings, of_layers, read_setting, read_widths, residual, the_same
+from ldm.interchange.names import Names, Settings, check_supported, of_layers, read_setting, read_widths, residual
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 PLAIN = ("DownBlock2D", "UpBlock2D")
@@ -49,15 +49,15 @@ READ = {
 }
 
 
-def no_counterpart(config: UNetConfig) -> list[str]:
+def no_counterpart(network: UNet, config: UNetConfig) -> list[str]:
     """The settings, as key=value, that UNet2DConditionModel does not have."""
-    groups = {norm for width in _widths(config) for norm in [config.groups or min(32, width // 4)]}
+    groups = {module.num_groups for module in network.modules() if isinstance(module, nn.GroupNorm)}
     asked = {
         "qk_norm=true": config.qk_norm,
         "position=true": config.position,
         "pooled=true": config.pooled,
         f"text_depth={config.text_depth}": config.text_depth > 0,
-        f"groups=0 denoiser.width={config.width}": len(groups) > 1 or any(config.width % norm for norm in groups),
+        f"groups=0 denoiser.width={config.width}": len(groups) > 1,
     }
     return [f"denoiser.{setting}" for setting, holds in asked.items() if holds]
 
@@ -85,7 +85,7 @@ def settings(network: UNet, config: UNetConfig, channels: int, text_width: int, 
 
 def config_of(theirs: Settings, source: str) -> UNetConfig:
     """The U-Net that a config.json describes; ValueError where it is another than can be built here."""
-    the_same(theirs, EXPECTED, READ, source)
+    check_supported(theirs, EXPECTED, READ, source)
     width, multipliers = read_widths(theirs, source)
     down = read_setting(theirs, "down_block_types", list, source)
     up = read_setting(theirs, "up_block_types", list, source)
@@ -162,7 +162,7 @@ def _transformer(ours: str, theirs: str, keys_values: str) -> Names:
     return {**layers, keys_values: (f"{theirs}.attn2.to_k", f"{theirs}.attn2.to_v")}
 
 
-def told_later(weight: Tensor, by: float) -> Tensor:
+def shift_time(weight: Tensor, by: float) -> Tensor:
     """The first layer (D, F) on the sinusoids of a time, which says of t + ``by`` what ``weight`` says of t.
 
     ``by`` is in thousandths, the unit of the angles of ``timestep_embedding``.

@@ -127,6 +127,7 @@ def _known_settings(run: Run) -> dict[str, Any]:
     settings = to_dict(run)
     seen = {f"process.{name}": settings["process"][name] for name in ("target", "unit_input", "learned_variance")}
     seen["unclip.decoder"] = run.unclip.decoder
+    seen |= {f"denoiser.{name}": getattr(run.denoiser, name, 0) for name in ("heads", "groups")}  # no weight tells them
     return seen | {f"schedule.{name}": value for name, value in settings["schedule"].items()}
 
 

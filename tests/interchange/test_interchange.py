@@ -5,11 +5,12 @@ not kept is another there.
 """
 
 import json
+from dataclasses import replace
 from shutil import copytree
 
 import pytest
 import torch
-from calls import assert_one_line, call
+from calls import SCRIPTS, assert_one_line, call
 from diffusers import (
     AutoencoderKL,
     DDIMScheduler,
@@ -18,6 +19,7 @@ from diffusers import (
     UNet2DConditionModel,
 )
 from models import random_model
+from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
@@ -25,11 +27,12 @@ from ldm.config import load
 from ldm.denoisers.embeddings import TimeEmbedding
 from ldm.denoisers.unet import UNetConfig
 from ldm.files import BrokenFile
-from ldm.folders import CONFIG, load_model, shipped_model
+from ldm.folders import CONFIG, fingerprint, load_model, shipped_model
 from ldm.interchange import autoencoder, from_diffusers, to_diffusers, unet
 from ldm.interchange.text import write_vocabulary
 from ldm.run import Run
 from ldm.samplers.noise import ImageNoise
+from ldm.text.clip import ClipText
 
 CAPTIONS = ["two large red stars left of a blue ring", "a small green square"]
 LAYOUT = (
@@ -214,7 +217,7 @@ def test_the_scale_and_the_convolutions_beside_a_latent_are_taken_up_exactly(for
     theirs = AutoencoderKL.from_pretrained(foreign / "vae")
     config = autoencoder.config_of(json.loads((foreign / "vae" / "config.json").read_text()), "vae")
     ours = config.build(load(Run, None, ["bottleneck=kl"]).bottleneck.build(4))
-    autoencoder.fill(ours, theirs.state_dict(), 0.18215, "vae")
+    autoencoder.fill(ours, theirs.state_dict(), {}, "vae")
     image, latent = torch.rand(1, 3, 32, 32) * 2 - 1, torch.randn(1, 4, 16, 16)
     torch.testing.assert_close(ours.encode(image), theirs.encode(image).latent_dist.mean * 0.18215, atol=1e-4, rtol=0)
     said = theirs.decode(latent / 0.18215).sample
@@ -235,7 +238,7 @@ def test_names_of_attention_in_older_files_are_known(foreign):
     assert older.keys() != theirs.keys()
     networks = [config.build(load(Run, None, ["bottleneck=kl"]).bottleneck.build(4)) for _ in range(2)]
     for network, weights in zip(networks, (theirs, older), strict=True):
-        autoencoder.fill(network, weights, 0.18215, "vae")
+        autoencoder.fill(network, weights, {}, "vae")
     for new, old in zip(*(network.state_dict().values() for network in networks), strict=True):
         assert torch.equal(new, old)
 
@@ -245,7 +248,7 @@ def test_a_layer_on_the_time_takes_up_a_shift_of_it(by):
     torch.manual_seed(0)
     before, after = TimeEmbedding(32, 16).double(), TimeEmbedding(32, 16).double()
     after.load_state_dict(before.state_dict())
-    after.linear1.weight.data = unet.told_later(before.linear1.weight.data, by)
+    after.linear1.weight.data = unet.shift_time(before.linear1.weight.data, by)
     t = torch.tensor([0.1, 0.5, 0.9])
     torch.testing.assert_close(after(t + by / 1000), before(t), atol=1e-4, rtol=0)
 
@@ -275,14 +278,90 @@ def test_half_precision_is_half_the_size_and_draws_nearly_the_same(first, tmp_pa
     torch.testing.assert_close(drawn, pictures(first.model), atol=2e-2, rtol=0)
 
 
-def test_a_finer_file_is_read_where_there_are_two(foreign, tmp_path):
-    copy = copytree(foreign, tmp_path / "copy")
+def moved(foreign, folder):
+    """A copy of the pipeline, and the weights of its U-Net, which are not in it."""
+    copy = copytree(foreign, folder)
     file = copy / "unet" / "diffusion_pytorch_model.safetensors"
-    (copy / "unet" / "diffusion_pytorch_model.fp16.safetensors").write_bytes(b"not read")
-    from_diffusers(copy, tmp_path / "model")
+    weights = load_file(file)
     file.unlink()
-    with pytest.raises(BrokenFile, match=r"fp16.safetensors is not a readable safetensors file"):
+    return copy, weights
+
+
+def drawn_after_import(source, folder):
+    from_diffusers(source, folder)
+    model = load_model(folder)
+    return pictures(model, model.sampling.but("sample.steps=2"))
+
+
+def test_shards_are_read_by_their_index_and_no_other_file_is(foreign, tmp_path):
+    copy, weights = moved(foreign, tmp_path / "copy")
+    keys = sorted(weights)
+    shards = {f"diffusion_pytorch_model-0000{i + 1}-of-00002.safetensors": keys[i::2] for i in range(2)}
+    for name, held in shards.items():
+        save_file({key: weights[key] for key in held}, copy / "unet" / name)
+    index = {"weight_map": {key: name for name, held in shards.items() for key in held}}
+    (copy / "unet" / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index))
+    for other in ("non_ema.safetensors", "fp16.safetensors"):
+        (copy / "unet" / f"diffusion_pytorch_model.{other}").write_bytes(b"not read")
+    again = drawn_after_import(copy, tmp_path / "model")
+    assert torch.equal(again, drawn_after_import(foreign, tmp_path / "whole"))
+
+
+def test_half_precision_files_are_read_where_there_are_no_others(foreign, tmp_path):
+    copy, weights = moved(foreign, tmp_path / "copy")
+    save_file(
+        {key: value.half() for key, value in weights.items()},
+        copy / "unet" / "diffusion_pytorch_model.fp16.safetensors",
+    )
+    again = drawn_after_import(copy, tmp_path / "model")  # the fixture's weights are halves
+    torch.testing.assert_close(again, drawn_after_import(foreign, tmp_path / "whole"), atol=1e-2, rtol=0)
+
+
+def test_what_older_files_have_besides_and_lack_is_no_matter(foreign, tmp_path):
+    copy = copytree(foreign, tmp_path / "copy")
+    tower, vae = copy / "text_encoder" / "model.safetensors", copy / "vae" / "config.json"
+    weights = {f"text_model.{key.removeprefix('text_model.')}": value for key, value in load_file(tower).items()}
+    save_file(weights | {"text_model.embeddings.position_ids": torch.arange(16)[None]}, tower)
+    settings = json.loads(vae.read_text())
+    for key in ("scaling_factor", "use_quant_conv", "use_post_quant_conv"):
+        del settings[key]
+    vae.write_text(json.dumps(settings))
+    assert torch.equal(drawn_after_import(copy, tmp_path / "model"), drawn_after_import(foreign, tmp_path / "whole"))
+
+
+def test_a_convolution_beside_the_latent_that_should_be_there_is_missed(foreign, tmp_path):
+    copy = copytree(foreign, tmp_path / "copy")
+    file = copy / "vae" / "diffusion_pytorch_model.safetensors"
+    save_file({key: value for key, value in load_file(file).items() if key != "quant_conv.bias"}, file)
+    with pytest.raises(BrokenFile, match=r"vae lacks quant_conv.bias"):
         from_diffusers(copy, tmp_path / "model")
+
+
+def test_an_imported_model_draws_as_the_pipeline_does_by_default_and_trains_on(foreign, tmp_path):
+    model = tmp_path / "model"
+    status, _, errors = call("convert.py", "import", foreign, "--out", model)
+    assert status == 0, errors
+    run = load(Run, model / CONFIG)
+    assert (run.sample.steps, run.guidance.scale, run.data.size) == (50, 7.5, 32)
+    few = ("train_ldm.steps=2", "train_ldm.validate_samples=8", "sample.steps=2")
+    data = ("data.path=data/sample", f"out={tmp_path / 'run'}")
+    status, said, errors = call("train_ldm.py", "--config", model / CONFIG, f"base={model}", *few, *data)
+    assert status == 0, errors
+    assert f"the denoiser starts from {model}" in said
+
+
+def test_a_cache_of_another_padding_is_not_that_of_the_text_encoder(first):
+    masked = ClipText(replace(first.model.text.architecture, padding="masked"), first.model.text.vocabulary)
+    masked.load_state_dict(first.model.text.state_dict())
+    assert fingerprint(masked) != fingerprint(first.model.text)
+
+
+@pytest.mark.parametrize("out", ["model", "model/diffusers", "."])
+def test_a_model_is_not_written_over_itself(out, first):
+    names = sorted(path.name for path in first.ours.iterdir())
+    result = call("convert.py", "export", first.ours, "--out", first.ours.parent / out)
+    assert_one_line(result, "name another place")
+    assert sorted(path.name for path in first.ours.iterdir()) == names
 
 
 def test_the_shipped_model_is_refused_with_all_that_has_no_counterpart(tmp_path):
@@ -297,6 +376,7 @@ def test_the_shipped_model_is_refused_with_all_that_has_no_counterpart(tmp_path)
     ("overrides", "says"),
     [
         (["denoiser.groups=0"], r"denoiser.groups=0 denoiser.width=32"),
+        (["denoiser.groups=0", "denoiser.multipliers=[1,1]"], r"denoiser.groups=0"),  # what comes over is twice as wide
         (["schedule.steps=500"], r"schedule.steps=500"),
         (["autoencoder.decoder_blocks=3"], r"autoencoder.decoder_blocks=3"),
         (["bottleneck=vq"], r"a bottleneck other than kl"),
@@ -317,15 +397,25 @@ def test_what_has_no_counterpart_is_named(overrides, says, tmp_path):
     [
         ("model_index.json", {"unet": ["diffusers", "SD3Transformer2DModel"]}, "unet is SD3Transformer2DModel"),
         ("unet/config.json", {"use_linear_projection": True}, "use_linear_projection True has no counterpart"),
-        ("unet/config.json", {"attention_head_dim": [5, 10]}, r"attention_head_dim \[5, 10\] is not of the kind int"),
+        ("unet/config.json", {"attention_head_dim": [5, 10]}, r"attention_head_dim \[5, 10\] is no int"),
         ("unet/config.json", {"cross_attention_dim": 64}, "cross_attention_dim 64 does not fit the other parts"),
         ("unet/config.json", {"layers_per_block": 2}, "lacks .* weights"),
+        ("model_index.json", {"vae": 3}, "vae is missing"),
         ("vae/config.json", {"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "have no counterpart here"),
+        ("vae/config.json", {"block_out_channels": [64, 96]}, "are not multiples of the first"),
+        ("vae/config.json", {"latent_channels": 8}, "vae: the weights do not fit config.json"),
+        ("vae/config.json", {"scaling_factor": None}, "scaling_factor None is no float"),
+        ("vae/config.json", {"scaling_factor": 0}, "scaling_factor 0.0 is no float"),
+        ("vae/config.json", {"use_quant_conv": False}, "has the unknown 2 weights"),
+        ("text_encoder/config.json", {"num_attention_heads": 5}, "num_attention_heads 5"),
+        ("text_encoder/config.json", {"max_position_embeddings": 20}, "the weights do not fit config.json"),
         ("text_encoder/config.json", {"hidden_act": "relu"}, "hidden_act relu"),
         ("tokenizer/tokenizer_config.json", {"pad_token": "<pad>"}, "pad_token '<pad>' has no counterpart"),
         ("tokenizer/vocab.json", {"star</w>": 3}, "the vocabulary in .*tokenizer is not CLIP's"),
         ("scheduler/scheduler_config.json", {"prediction_type": "flow_prediction"}, "prediction_type 'flow_pred"),
         ("scheduler/scheduler_config.json", {"num_train_timesteps": 500}, "num_train_timesteps 500"),
+        ("scheduler/scheduler_config.json", {"_class_name": "FlowMatchEulerDiscreteScheduler"}, "_class_name 'FlowM"),
+        ("scheduler/scheduler_config.json", {"prediction_type": ["epsilon"]}, "prediction_type"),
     ],
 )
 def test_a_pipeline_that_is_built_otherwise_is_refused_and_nothing_is_written(file, changed, says, first, tmp_path):
@@ -337,7 +427,8 @@ def test_a_pipeline_that_is_built_otherwise_is_refused_and_nothing_is_written(fi
 
 
 def test_a_folder_that_is_no_pipeline_ends_in_one_line(tmp_path):
-    result = call("convert.py", "import", tmp_path, "--out", tmp_path / "model")
+    (tmp_path / "empty").mkdir()
+    result = call("convert.py", "import", tmp_path / "empty", "--out", tmp_path / "model")
     assert_one_line(result, "model_index.json is missing or unreadable")
 
 
@@ -345,7 +436,7 @@ def test_pickled_weights_are_not_read(first, tmp_path):
     copy = copytree(first.theirs, tmp_path / "copy")
     file = copy / "vae" / "diffusion_pytorch_model.safetensors"
     file.rename(file.with_suffix(".bin"))
-    with pytest.raises(BrokenFile, match=r"vae has no safetensors file; fetch it"):
+    with pytest.raises(BrokenFile, match=r"vae has no diffusion_pytorch_model.safetensors; fetch it"):
         from_diffusers(copy, tmp_path / "model")
 
 
@@ -360,7 +451,7 @@ def test_every_weight_of_a_unet_of_stable_diffusion_1s_size_has_its_name():
 
 
 def test_every_weight_of_an_autoencoder_of_stable_diffusion_1s_size_has_its_name():
-    run = load(Run, "configs/shards_unet.yaml")
+    run = load(Run, SCRIPTS.parent / "configs" / "shards_unet.yaml")
     with torch.device("meta"):
         ours: nn.Module = run.autoencoder.build(run.bottleneck.build(4))
         theirs = AutoencoderKL(

@@ -20,8 +20,8 @@ TINY = ClipConfig(**SIZES, **VISION)
 NAMED = "Tiny-8"
 
 
-def compact(states: str = "last") -> ClipText:
-    config, vocabulary = ClipConfig(**SIZES, **VISION, states=states), Vocabulary.of(CAPTIONS)
+def compact(states: str = "last", padding: str = "masked") -> ClipText:
+    config, vocabulary = ClipConfig(**SIZES, **VISION, states=states, padding=padding), Vocabulary.of(CAPTIONS)
     torch.manual_seed(0)
     return ClipText.from_clip(build_clip(config, 16, vocabulary), config, vocabulary)
 
@@ -68,6 +68,23 @@ def test_trimming_does_not_change_the_states(text: ClipText) -> None:
     assert cond.tokens.shape[1] < text.context_length
     torch.testing.assert_close(cond.tokens, tokens[:, : cond.tokens.shape[1]], rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(cond.pooled, pooled, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("padding", ["zeros", "ends"])
+def test_padding_that_is_not_masked_is_what_open_clips_tower_says_of_the_whole_row(padding: str) -> None:
+    text, masked = compact(padding=padding), compact()
+    cond, rows = text(CAPTIONS), text.tokenize(CAPTIONS)
+    text.tower.output_tokens = True
+    _, tokens = text.tower(rows)
+    assert rows[0, -1] == (len(text.vocabulary) - 1 if padding == "ends" else 0)
+    assert cond.tokens.shape[1] == text.context_length and cond.mask.all()
+    torch.testing.assert_close(cond.tokens, tokens, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(cond.pooled, masked(CAPTIONS).pooled, rtol=1e-4, atol=1e-5)
+
+
+def test_a_padding_that_is_unknown_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"padding: no 'end' here; did you mean 'ends'\?"):
+        ClipConfig(padding="end")
 
 
 def test_a_caption_does_not_change_with_its_batch(text: ClipText) -> None:
