@@ -1,11 +1,12 @@
 """The same weights drawn with here and by diffusers, in turn: seconds of each part, and how far apart the results are.
 
-    python benchmarks/beside_diffusers.py runs/shapes_sd/model --prompts 8 --steps 20
+    python benchmarks/beside_diffusers.py runs/shapes_sd/model --from-file data/prompts_one.txt --picture both.png
     python benchmarks/beside_diffusers.py --config configs/shards_unet.yaml --prompts 1 --steps 4 --precision bf16
 
 The model is written for diffusers first. With --config it has random weights of the configuration's sizes, and a text
 tower of the sizes of OpenAI's ViT-L/14. Each part is called by turns, here and there, the second of two calls being
-timed; told is the median of each, and of the ratios of neighbours, with their range.
+timed; told is the median of each, and of the ratios of neighbours, with their range. A text's keys and values are made
+once a picture here and at every step there, so that the U-Net alone is timed without them here.
 """
 
 import argparse
@@ -22,10 +23,11 @@ import torch
 from diffusers import StableDiffusionPipeline
 from torch import Tensor
 
-from ldm.cli import device_of, one_line_errors
+from ldm.cli import device_of, one_line_errors, read_lines
 from ldm.config import load
 from ldm.folders import build_denoiser, load_model, save_model
 from ldm.interchange import to_diffusers
+from ldm.pictures import grid
 from ldm.pipeline import DTYPES, TextToImage
 from ldm.run import Run
 from ldm.samplers.noise import ImageNoise
@@ -41,7 +43,9 @@ def main() -> None:
     parser.add_argument("model", nargs="?", type=Path, help="a model folder, of Stable Diffusion 1's layout")
     parser.add_argument("--config", type=Path, help="or a configuration whose sizes get random weights")
     parser.add_argument("--set", nargs="+", default=[], metavar="KEY=VALUE", help="laid over it")
-    parser.add_argument("--prompts", type=int, default=4, help="pictures at once; 4 if left out")
+    parser.add_argument("--from-file", type=Path, metavar="FILE", help="prompts, one on each line, drawn at once")
+    parser.add_argument("--prompts", type=int, default=4, help="or so many times the same; 4 if left out")
+    parser.add_argument("--picture", type=Path, metavar="FILE", help="those drawn here, and below them those there")
     parser.add_argument("--steps", type=int, default=20, help="of DDIM; 20 if left out")
     parser.add_argument("--turns", type=int, default=5, help="of each part; 5 if left out")
     parser.add_argument("--precision", choices=sorted(DTYPES), default="fp32", help="fp32 if left out")
@@ -57,8 +61,13 @@ def main() -> None:
         theirs = StableDiffusionPipeline.from_pretrained(Path(folder) / "diffusers", local_files_only=True)
     theirs = theirs.to(device, DTYPES[args.precision])
     theirs.set_progress_bar_config(disable=True)
+    prompts = read_lines(args.from_file) if args.from_file else [PROMPT] * args.prompts
+    pairs = parts(ours, theirs, prompts, args.steps, args.precision)
+    if args.picture:
+        both = torch.cat([each.call() for each in pairs[f"{len(prompts)} pictures in {args.steps} steps"]])
+        grid(both.clamp(-1, 1), columns=len(prompts), path=args.picture)
     print(f"| part | here | diffusers | diffusers / here | apart by |\n{'| --- ' * 5}|")
-    for name, (here, there) in parts(ours, theirs, args.prompts, args.steps, args.precision).items():
+    for name, (here, there) in pairs.items():
         print(f"| {name} | {row(here, there, args.turns)} |", flush=True)
 
 
@@ -96,9 +105,9 @@ def timed(what: Timed) -> float:
         return time.perf_counter() - began
 
 
-def parts(ours: TextToImage, theirs: Any, count: int, steps: int, precision: str) -> dict[str, Pair]:
+def parts(ours: TextToImage, theirs: Any, prompts: list[str], steps: int, precision: str) -> dict[str, Pair]:
     """What is timed, here and there, and gives a tensor that should be the same."""
-    device, prompts, dtype = ours.device, [PROMPT] * count, DTYPES[precision]
+    device, count, dtype = ours.device, len(prompts), DTYPES[precision]
     height, width = ours.latent_size(ours.size)
     noise = ImageNoise(list(range(count)), (ours.autoencoder.channels, height, width), device)()
     both = ours.condition([*[""] * count, *prompts])  # guidance asks twice

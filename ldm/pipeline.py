@@ -95,7 +95,7 @@ class TextToImage:
             part = prompts[first : first + sampling.batch]
             seeds = [seed + first + i for i in range(len(part))]
             noise = ImageNoise(seeds, shape, self.device)
-            with self.autocast(precision, once=steer is None and walk is from_noise):
+            with self.autocast(precision):
                 denoise = self.denoise(part, null.repeat(len(part)), sampling.guidance, seeds)
                 if sampling.sample.clip:
                     denoise = clipped(denoise, sampling.sample.clip)
@@ -107,26 +107,16 @@ class TextToImage:
             yield from zip(images.split(1), seeds, strict=True)
 
     @contextmanager
-    def autocast(self, precision: str, *, once: bool = True) -> Iterator[None]:
-        """Within, networks multiply in ``precision``, one of ``DTYPES``.
+    def autocast(self, precision: str) -> Iterator[None]:
+        """Within, networks multiply in ``precision``, one of ``DTYPES``, which the denoiser's weights are meanwhile in.
 
-        Each weight is cast ``once`` then, or in every call: the casts take half the memory of the weights until the
-        context is left. They are kept of those weights alone that may have a gradient, which all have meanwhile: so
-        not where something within takes gradients.
+        Autocast alone would cast them anew at every step.
         """
         if precision == "fp32":
             yield
             return
-        parts = [part for part in (self.denoiser, self.autoencoder, self.text) if isinstance(part, nn.Module) and once]
-        frozen = [weight for part in parts for weight in part.parameters() if not weight.requires_grad]
-        try:
-            for weight in frozen:
-                weight.requires_grad_(True)
-            with torch.autocast(self.device.type, DTYPES[precision]):
-                yield
-        finally:
-            for weight in frozen:
-                weight.requires_grad_(False)
+        with torch.autocast(self.device.type, DTYPES[precision]), _multiplying_in(DTYPES[precision], self.denoiser):
+            yield
 
     @torch.no_grad()
     def encode(self, batch: Batch) -> Latents:
@@ -179,3 +169,19 @@ def _counted(denoise: Denoise, grid: Grid, progress: Any) -> Denoise:
         return said
 
     return counted
+
+
+@contextmanager
+def _multiplying_in(dtype: torch.dtype, network: nn.Module) -> Iterator[None]:
+    """Within, the weights and biases that ``network`` multiplies by are in ``dtype``, and after it what they were."""
+    layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
+    weights = [weight for layer in layers for weight in layer.parameters(recurse=False)]
+    before = [weight.data for weight in weights]
+    try:
+        with torch.inference_mode(False):  # else autograd would refuse them
+            for weight in weights:
+                weight.data = weight.data.to(dtype)
+        yield
+    finally:
+        for weight, data in zip(weights, before, strict=True):
+            weight.data = data

@@ -6,7 +6,6 @@ from dataclasses import replace
 import pytest
 import torch
 from models import random_model
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from ldm.denoisers import DENOISERS
 from ldm.files import BrokenFile
@@ -100,45 +99,33 @@ def test_single_precision_keeps_an_image_nearly_the_same_in_a_batch_of_eight(mod
     torch.testing.assert_close(together, alone, atol=atol, rtol=0)
 
 
-def test_half_precision_draws_what_autocast_alone_does_and_leaves_the_weights_frozen(model, monkeypatch):
+@pytest.mark.parametrize("denoiser", DENOISERS)
+def test_half_precision_draws_what_autocast_alone_does_and_puts_the_weights_back(models, denoiser, monkeypatch):
+    model, seen = models[denoiser], []
+    weights = [module.weight for module in model.denoiser.modules() if isinstance(module, torch.nn.Linear)]
+
+    def steer(denoise, prompts):
+        seen.extend(weight.dtype for weight in weights)
+        return denoise
+
     options = {"size": (16, 16), "sampling": TWO_STEPS.but("guidance.scale=4"), "precision": "bf16"}
-    drawn = model(PROMPTS[:2], **options)
+    before = [weight.clone() for weight in weights]
+    drawn = model(PROMPTS[:2], **options, steer=steer)
     first, _ = next(drawn)
-    weights = [weight for part in (model.denoiser, model.text) for weight in part.parameters()]
-    assert not any(weight.requires_grad for weight in weights) and not torch.is_autocast_enabled("cpu")
+    assert seen and {*seen} == {torch.bfloat16} and not torch.is_autocast_enabled("cpu")
+    assert all(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
     images = torch.cat([first, *(image for image, _ in drawn)])
-    monkeypatch.setattr(TextToImage, "autocast", lambda self, precision, once: torch.autocast("cpu", torch.bfloat16))
+    monkeypatch.setattr(TextToImage, "autocast", lambda self, precision: torch.autocast("cpu", torch.bfloat16))
     assert torch.equal(images, draw(model, PROMPTS[:2], **options))
 
 
-class Casts(TorchDispatchMode):
-    """How often each of some tensors is copied to another type."""
-
-    def __init__(self, tensors):
-        super().__init__()
-        self.counts = {tensor.data_ptr(): 0 for tensor in tensors}
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        if func is torch.ops.aten._to_copy.default and args[0].data_ptr() in self.counts:
-            self.counts[args[0].data_ptr()] += 1
-        return func(*args, **(kwargs or {}))
-
-
-def test_weights_are_cast_once_a_batch_but_not_kept_where_a_gradient_may_be_taken(model):
-    weights = [module.weight for module in model.denoiser.modules() if isinstance(module, torch.nn.Linear)]
-    options = {"size": (16, 16), "sampling": model.sampling.but("sample.steps=4"), "precision": "bf16"}
-    kept, seen = [], []
-
+def test_weights_are_put_back_where_drawing_ends_in_an_error(model):
     def steer(denoise, prompts):
-        seen.append(any(weight.requires_grad for weight in weights))
-        return denoise
+        raise KeyboardInterrupt
 
-    for each in ({}, {"steer": steer}):
-        with Casts(weights) as casts:
-            list(model(PROMPTS[:2], **options, **each))
-        kept.append(max(casts.counts.values()))
-    assert kept[0] == 1 and kept[1] > 1
-    assert seen == [False]
+    with pytest.raises(KeyboardInterrupt):
+        list(model(PROMPTS[:1], size=(16, 16), precision="bf16", steer=steer))
+    assert {weight.dtype for weight in model.denoiser.parameters()} == {torch.float32}
 
 
 def test_steps_that_suit_an_image_are_its_own(model):
