@@ -65,7 +65,7 @@ def main() -> None:
     pairs = parts(ours, theirs, prompts, args.steps, args.precision)
     if args.picture:
         both = torch.cat([each.call() for each in pairs[f"{len(prompts)} pictures in {args.steps} steps"]])
-        grid(both.clamp(-1, 1), columns=len(prompts), path=args.picture)
+        grid(both, columns=len(prompts), path=args.picture)
     print(f"| part | here | diffusers | diffusers / here | apart by |\n{'| --- ' * 5}|")
     for name, (here, there) in pairs.items():
         print(f"| {name} | {row(here, there, args.turns)} |", flush=True)

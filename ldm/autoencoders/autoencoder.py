@@ -142,7 +142,8 @@ class Autoencoder(nn.Module):
         if tile and len(latent) > 1:
             return torch.cat([self.decode(one, clamp=clamp, tile=tile) for one in latent.split(1)])
         coarse, fine = self.decoder[: AT_LATENT_SIZE["decoder"]], self.decoder[AT_LATENT_SIZE["decoder"] :]
-        h = coarse(self.bottleneck.quantize(latent * self.std + self.mean))
+        z = self.bottleneck.quantize(latent * self.std + self.mean)
+        h = coarse(z.contiguous(memory_format=torch.channels_last))  # in which a decoder's convolutions take less time
         image: Tensor
         if tile:
             image = in_tiles(fine, h, self.tile_side(tile))
