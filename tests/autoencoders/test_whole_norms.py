@@ -41,7 +41,7 @@ def test_a_network_is_cut_where_the_size_changes():
 def test_encoding_and_decoding_are_those_of_the_whole(network, image):
     latent = network.encode(image)
     torch.testing.assert_close(network.encode(image, tile=128), latent, atol=1e-3, rtol=1e-3)
-    torch.testing.assert_close(network.decode(latent, tile=128), network.decode(latent), atol=1e-4, rtol=1e-3)
+    torch.testing.assert_close(network.decode(latent, tile=128), network.decode(latent), atol=5e-4, rtol=1e-3)
 
 
 def test_each_tiles_own_statistics_would_not_do(network, image):

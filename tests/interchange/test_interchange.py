@@ -344,7 +344,7 @@ def test_an_imported_model_draws_as_the_pipeline_does_by_default_and_trains_on(f
     run = load(Run, model / CONFIG)
     assert (run.sample.steps, run.guidance.scale, run.data.size) == (50, 7.5, 32)
     few = ("train_ldm.steps=2", "train_ldm.validate_samples=8", "sample.steps=2")
-    data = ("data.path=data/sample", f"out={tmp_path / 'run'}")
+    data = (f"data.path={SCRIPTS.parent / 'data' / 'sample'}", f"out={tmp_path / 'run'}", "train_ldm.precision=fp32")
     status, said, errors = call("train_ldm.py", "--config", model / CONFIG, f"base={model}", *few, *data)
     assert status == 0, errors
     assert f"the denoiser starts from {model}" in said
