@@ -143,7 +143,9 @@ class Autoencoder(nn.Module):
             return torch.cat([self.decode(one, clamp=clamp, tile=tile) for one in latent.split(1)])
         coarse, fine = self.decoder[: AT_LATENT_SIZE["decoder"]], self.decoder[AT_LATENT_SIZE["decoder"] :]
         z = self.bottleneck.quantize(latent * self.std + self.mean)
-        h = coarse(z.contiguous(memory_format=torch.channels_last))  # in which a decoder's convolutions take less time
+        if not tile:  # in which convolutions take less time, and more memory
+            z = z.contiguous(memory_format=torch.channels_last)
+        h = coarse(z)
         image: Tensor
         if tile:
             image = in_tiles(fine, h, self.tile_side(tile))
