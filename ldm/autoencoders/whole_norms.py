@@ -116,12 +116,16 @@ def _first_unknown(stretch: nn.Module, x: Tensor, places: int, shrink: int, grow
         try:
             stretch(x[:, :, *part.source])
         except _Unknown as met:
-            grouped = rearrange(met.x.double(), "1 (g c) h w -> g c h w", g=met.norm.num_groups)
             weights = part.weights.to(x.device).double()[None]
             weights = adaptive_avg_pool2d(weights, (met.x.shape[2], met.x.shape[3]))  # (1, h, w), 1 in all over tiles
-            powers = (torch.ones_like(grouped), grouped, grouped.square())
-            found.append((met.norm, torch.stack([(power * weights).sum(dim=(1, 2, 3)) for power in powers])))  # (3, G)
+            groups = rearrange(met.x, "1 (g c) h w -> g c h w", g=met.norm.num_groups)
+            found.append((met.norm, torch.stack([_sums(group.double(), weights) for group in groups], dim=1)))  # (3, G)
     norm, _ = found[0]
     count, first, second = torch.stack([sums for _, sums in found]).sum(dim=0)  # (G,) each
     mean = first / count
     return norm, (mean.float(), (second / count - mean.square()).clamp(min=0).float())
+
+
+def _sums(group: Tensor, weights: Tensor) -> Tensor:
+    """How many places of one group (C / G, h, w) there are, and the sums of what is there and of its squares: (3,)."""
+    return torch.stack([weights.sum() * len(group), (group * weights).sum(), (group.square() * weights).sum()])
