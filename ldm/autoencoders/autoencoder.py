@@ -143,9 +143,7 @@ class Autoencoder(nn.Module):
             return torch.cat([self.decode(one, clamp=clamp, tile=tile) for one in latent.split(1)])
         coarse, fine = self.decoder[: AT_LATENT_SIZE["decoder"]], self.decoder[AT_LATENT_SIZE["decoder"] :]
         z = self.bottleneck.quantize(latent * self.std + self.mean)
-        if not tile:  # convolutions take less time so; whether more memory, which tiles are to save, was not measured
-            z = z.contiguous(memory_format=torch.channels_last)
-        h = coarse(z)
+        h = coarse(z.contiguous(memory_format=torch.channels_last))  # in which convolutions take less time
         image: Tensor
         if tile:
             image = in_tiles(fine, h, self.tile_side(tile))

@@ -1,6 +1,5 @@
 """Noise levels and what the network says of them, as the config.json of one of diffusers' schedulers."""
 
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -72,8 +71,8 @@ def _levels(run: Run) -> dict[str, Any]:
     asked = to_dict(run)["schedule"]
     theirs = TABLES.get(asked["name"])
     named = {key: asked[key] for key in ("beta_start", "beta_end") if key in asked}
-    usual = replace(SCHEDULES[asked["name"]](), zero_snr=asked["zero_snr"], **named)  # type: ignore[type-var]
-    if theirs and run.schedule == usual:
+    given = {"name": asked["name"], "zero_snr": asked["zero_snr"], **named}
+    if theirs and run.schedule == choose(SCHEDULES, given, "schedule", SCHEDULES[asked["name"]]()):
         return {"beta_schedule": theirs, **named, "rescale_betas_zero_snr": asked["zero_snr"]}
     schedule = run.schedule.build()
     assert isinstance(schedule, VPTable)
