@@ -1,8 +1,8 @@
 """U-Net of latent diffusion: residual blocks that know the time, and spatial transformers that read the text.
 
 Rombach et al. 2022 (arXiv:2112.10752, Sec. 3.3 and App. E.2.1), after ADM (Dhariwal & Nichol 2021, arXiv:2105.05233).
-With width 320, multipliers [1, 2, 4, 4], attention levels [0, 1, 2], 8 heads and text of width 768 it is that of
-Stable Diffusion 1.x.
+With width 320, multipliers [1, 2, 4, 4], attention levels [0, 1, 2], 8 heads, no pooled text and text of width 768 it
+is that of Stable Diffusion 1.x.
 
 Legend: B batch, C channels, O output channels, H W size at that level, N = H W image tokens, D width at that level,
 E width of the time embedding, L text tokens, h heads, d = D / h.
@@ -37,7 +37,8 @@ class UNetConfig:
     transformer_depth: int = 1  # transformer blocks after each residual block
     pooled: bool = True  # the pooled text joins the time; else the tokens alone tell, as in Stable Diffusion 1
     text_depth: int = 0  # transformer blocks over the text, trained with the network, before the image attends to it
-    heads: int = 4  # attention heads at every level
+    heads: int = 4  # attention heads at every level; but for
+    head_width: int = 0  # channels of each head, so that wider levels have more of them (ADM; Stable Diffusion 2: 64)
     qk_norm: bool = False  # RMSNorm of queries and keys: bounds the logits, which Muon at a high lr would let grow
     scale_shift: bool = False  # the time scales and shifts the second norm (ADM) instead of being added (LDM)
     groups: int = 0  # of each GroupNorm; 0: 32, or a quarter of the channels where that is less
@@ -58,7 +59,13 @@ class UNetConfig:
         for level in self.attention_levels:
             if not 0 <= level < levels:
                 raise ValueError(f"attention_levels holds {level}, but the levels are 0 to {levels - 1}; leave it out")
-        if self.width % self.heads:
+        if self.head_width < 0:
+            raise ValueError(f"head_width {self.head_width} is negative; use 0 for as many heads at every level")
+        if self.head_width and self.width % self.head_width:
+            raise ValueError(
+                f"width {self.width} is not divisible by head_width {self.head_width}; try head_width={self.width}"
+            )
+        if not self.head_width and self.width % self.heads:
             fitting = max(self.heads, self.width // self.heads * self.heads)
             raise ValueError(f"width {self.width} is not divisible by heads {self.heads}; try width={fitting}")
         if self.groups < 0:
@@ -74,6 +81,10 @@ class UNetConfig:
             raise ValueError(f"dropout {self.dropout} is not a probability below 1; use 0 for none")
         if self.attention not in BACKENDS:
             raise ValueError(f"attention '{self.attention}' is unknown; use one of {', '.join(BACKENDS)}")
+
+    def heads_of(self, width: int) -> int:
+        """The attention heads of a level of ``width`` channels."""
+        return width // self.head_width if self.head_width else self.heads
 
     def build(self, *, channels: int, text_width: int, pooled_width: int, out_channels: int = 0) -> "UNet":
         """The network for latents of ``channels``; ``pooled_width`` 0, or no ``pooled``, means no pooled text.
@@ -138,8 +149,9 @@ class TransformerBlock(nn.Module):
     def __init__(self, config: UNetConfig, width: int) -> None:
         super().__init__()
         kind: dict[str, Any] = {"bias": False, "qk_norm": config.qk_norm, "backend": config.attention}
-        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(width, config.heads, **kind)
-        self.norm2, self.cross = nn.LayerNorm(width), CrossAttention(width, config.heads, **kind)
+        heads = config.heads_of(width)
+        self.norm1, self.attention = nn.LayerNorm(width), SelfAttention(width, heads, **kind)
+        self.norm2, self.cross = nn.LayerNorm(width), CrossAttention(width, heads, **kind)
         self.norm3, self.feed = nn.LayerNorm(width), GEGLU(width)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor) -> Tensor:

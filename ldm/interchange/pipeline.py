@@ -169,7 +169,8 @@ def _unet(folder: Path, channels: int, text_width: int) -> tuple[UNetConfig, UNe
             raise ValueError(f"{where}: {key} {settings.get(key)} does not fit the other parts, which have {width}")
     network = config.build(channels=channels, text_width=text_width, pooled_width=0)
     with _fitting(folder):
-        weights = to_ours(_weights(folder, "diffusion_pytorch_model"), unet.names(network), str(folder))
+        theirs = unet.as_convolutions(_weights(folder, "diffusion_pytorch_model"))
+        weights = to_ours(theirs, unet.names(network), str(folder))
         weights[unet.TIME] = unet.shift_time(weights[unet.TIME], 1)
         fill_weights(network, weights, folder)
     return config, network, read_setting({"sample_size": 64, **settings}, "sample_size", int, where)
@@ -183,7 +184,7 @@ def _index(scheduler: str) -> dict[str, Any]:
 
 
 def _write(settings: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(settings, indent=1) + "\n")
+    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
 
 
 @contextmanager

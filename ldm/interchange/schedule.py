@@ -13,7 +13,9 @@ from ldm.run import Run
 
 TIMES = 1_000  # a network is told thousandths of the time
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # of tables
-BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # where diffusers is told none
+BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # where diffusers is told none; and where these of its classes are:
+OTHERS = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
+OTHER_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
 OF_TABLES = [  # all that walk over a table of betas
     *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
@@ -104,7 +106,8 @@ def config_of(theirs: Settings, source: str) -> tuple[ScheduleConfig, ProcessCon
         if value not in values:
             raise ValueError(f"{source}: {key} {value!r} has no counterpart here")
     name = tables[asked["beta_schedule"]]
-    ends = {} if name == "cosine" else {key: theirs.get(key, usual) for key, usual in BETAS.items()}
+    betas = OTHER_BETAS if theirs["_class_name"] in OTHERS else BETAS
+    ends = {} if name == "cosine" else {key: theirs.get(key, usual) for key, usual in betas.items()}
     given = {"name": name, "zero_snr": bool(theirs.get("rescale_betas_zero_snr")), **ends}
     table = choose(SCHEDULES, given, source, SCHEDULES[name]())
     return table, ProcessConfig(target=targets[asked["prediction_type"]])

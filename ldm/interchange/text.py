@@ -166,10 +166,10 @@ def write_vocabulary(text: ClipText, folder: Path) -> None:
         "model_max_length": text.context_length,
     }
     merges = [" ".join(pair) for pair in sorted(bpe().bpe_ranks, key=lambda pair: bpe().bpe_ranks[pair])]
-    (folder / "vocab.json").write_text(json.dumps(_vocabulary()))
+    (folder / "vocab.json").write_text(json.dumps(_vocabulary()), encoding="utf-8")
     (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", encoding="utf-8")
-    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=1) + "\n")
-    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n")
+    (folder / "tokenizer_config.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    (folder / "special_tokens_map.json").write_text(json.dumps(special, indent=1) + "\n", encoding="utf-8")
 
 
 def padding_of(folder: Path) -> str:

@@ -7,6 +7,7 @@ and a sine by its own angle, and that the first layer on them takes up exactly.
 Legend: F frequencies, D width.
 """
 
+import json
 from math import log
 from typing import Any
 
@@ -14,7 +15,16 @@ import torch
 from torch import Tensor, nn
 
 from ldm.denoisers.unet import Stage, UNet, UNetConfig
-from ldm.interchange.names import Names, Settings, check_supported, of_layers, read_setting, read_widths, residual
+from ldm.interchange.names import (
+    Names,
+    Settings,
+    Weights,
+    check_supported,
+    of_layers,
+    read_setting,
+    read_widths,
+    residual,
+)
 
 CROSS = ("CrossAttnDownBlock2D", "CrossAttnUpBlock2D")
 PLAIN = ("DownBlock2D", "UpBlock2D")
@@ -46,6 +56,8 @@ READ = {
     "sample_size",
     "transformer_layers_per_block",
     "up_block_types",
+    "upcast_attention",  # for half precision whose exponent has few bits
+    "use_linear_projection",  # in the place of a convolution of 1 x 1
 }
 
 
@@ -58,6 +70,7 @@ def no_counterpart(network: UNet, config: UNetConfig) -> list[str]:
         "pooled=true": config.pooled,
         f"text_depth={config.text_depth}": config.text_depth > 0,
         f"groups=0 denoiser.width={config.width}": len(groups) > 1,
+        f"multipliers={json.dumps(config.multipliers, separators=(',', ':'))}": config.multipliers[0] != 1,
     }
     return [f"denoiser.{setting}" for setting, holds in asked.items() if holds]
 
@@ -65,10 +78,11 @@ def no_counterpart(network: UNet, config: UNetConfig) -> list[str]:
 def settings(network: UNet, config: UNetConfig, channels: int, text_width: int, side: int) -> dict[str, Any]:
     """The config.json of ``network``, for latents of ``side`` x ``side``; ``no_counterpart`` is empty."""
     kinds = [CROSS if i in config.attention_levels else PLAIN for i in range(len(config.multipliers))]
+    heads = [config.heads_of(width) for width in _widths(config)]
     return {
         "_class_name": "UNet2DConditionModel",
         **EXPECTED,
-        "attention_head_dim": config.heads,  # diffusers' name for the number of heads
+        "attention_head_dim": heads if config.head_width else config.heads,  # diffusers' name for the number of heads
         "block_out_channels": _widths(config),
         "cross_attention_dim": text_width,
         "down_block_types": [down for down, _ in kinds],
@@ -101,10 +115,34 @@ def config_of(theirs: Settings, source: str) -> UNetConfig:
             {"transformer_layers_per_block": 1, **theirs}, "transformer_layers_per_block", int, source
         ),
         pooled=False,
-        heads=read_setting(theirs, "attention_head_dim", int, source),
+        **_heads(theirs, [width * multiplier for multiplier in multipliers], source),
         scale_shift=theirs.get("resnet_time_scale_shift") == "scale_shift",
         groups=read_setting({"norm_num_groups": 32, **theirs}, "norm_num_groups", int, source),
     )
+
+
+def _heads(theirs: Settings, widths: list[int], source: str) -> dict[str, Any]:
+    """The attention heads of levels of ``widths``: as many at each, or all as wide."""
+    asked = theirs.get("attention_head_dim")
+    if not isinstance(asked, list) or len(set(map(str, asked))) == 1:
+        return {"heads": read_setting(theirs, "attention_head_dim", int, source)}
+    if len(asked) == len(widths) and all(type(heads) is int and heads > 0 for heads in asked):
+        first = widths[0] // asked[0]
+        if all(width == first * heads for width, heads in zip(widths, asked, strict=True)):
+            return {"head_width": first}
+    raise ValueError(
+        f"{source}: attention_head_dim {asked} are the heads of levels of {widths} channels, neither as many at each "
+        "nor all as wide, and have no counterpart here"
+    )
+
+
+def as_convolutions(theirs: Weights) -> Weights:
+    """Weights (D, D) of linear projections around transformers as those (D, D, 1, 1) of convolutions."""
+    ends = (".proj_in.weight", ".proj_out.weight")
+    return {
+        key: value[..., None, None] if key.endswith(ends) and value.ndim == 2 else value
+        for key, value in theirs.items()
+    }
 
 
 def names(network: UNet) -> Names:

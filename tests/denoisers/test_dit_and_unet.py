@@ -264,6 +264,8 @@ def test_no_group_of_a_norm_is_a_single_channel(width: int) -> None:
         (DiTConfig, {"patch": 0}, "patch 0 is not positive; use at least 1"),
         (DiTConfig, {"mlp_ratio": 0.0}, "mlp_ratio 0.0 is not positive; the usual ratio is 4"),
         (DiTConfig, {"attention": "flash"}, "attention 'flash' is unknown; use one of auto, sdpa, xformers, math"),
+        (UNetConfig, {"width": 32, "head_width": 12}, "width 32 is not divisible by head_width 12; try head_width=32"),
+        (UNetConfig, {"head_width": -1}, "head_width -1 is negative; use 0 for as many heads at every level"),
         (UNetConfig, {"width": 30, "heads": 4}, "width 30 is not divisible by heads 4; try width=28"),
         (UNetConfig, {"multipliers": []}, "multipliers [] must hold a positive number per level; try [1, 2]"),
         (UNetConfig, {"attention_levels": [2]}, "attention_levels holds 2, but the levels are 0 to 1; leave it out"),

@@ -8,6 +8,7 @@ import json
 from dataclasses import replace
 from shutil import copytree
 
+import diffusers
 import pytest
 import torch
 from calls import SCRIPTS, assert_one_line, call
@@ -21,7 +22,7 @@ from diffusers import (
 from models import random_model
 from safetensors.torch import load_file, save_file
 from torch import nn
-from transformers import CLIPTextConfig, CLIPTextModel
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 from ldm.config import load
 from ldm.denoisers.embeddings import TimeEmbedding
@@ -29,6 +30,7 @@ from ldm.denoisers.unet import UNetConfig
 from ldm.files import BrokenFile
 from ldm.folders import CONFIG, fingerprint, load_model, shipped_model
 from ldm.interchange import autoencoder, from_diffusers, to_diffusers, unet
+from ldm.interchange.schedule import OF_TABLES, config_of
 from ldm.interchange.text import write_vocabulary
 from ldm.run import Run
 from ldm.samplers.noise import ImageNoise
@@ -63,7 +65,12 @@ KINDS = {
         "denoiser.scale_shift=true",
         "denoiser.transformer_depth=2",
     ),
-    "x0 on a cosine": ("process.target=x0", "schedule=cosine", "denoiser.attention_levels=[0,1]"),
+    "x0 on a cosine, heads of one width": (
+        "process.target=x0",
+        "schedule=cosine",
+        "denoiser.attention_levels=[0,1]",
+        "denoiser.head_width=16",
+    ),
     "without a last signal": ("process.target=v", "schedule.zero_snr=true", "autoencoder.attention=false"),
     "a table of its own": ("schedule=sigmoid",),
 }
@@ -160,21 +167,17 @@ def test_what_was_written_reads_back_as_the_same_model_but_for_half_precision(ki
     torch.testing.assert_close(pictures(back, sampling), pictures(both.model), atol=1e-2, rtol=0)
 
 
-@pytest.fixture(scope="module")
-def foreign(tmp_path_factory, first):
-    """The folder of a pipeline of diffusers' own making, with a scale and convolutions beside the latent."""
+def pipeline_of_diffusers(folder, tokenizer, **unlike):
+    """Saves a pipeline of diffusers' own making, ``unlike`` Stable Diffusion 1 where its parts are told to be."""
     torch.manual_seed(1)
-    folder = tmp_path_factory.mktemp("foreign") / "pipeline"
     blocks = {"block_out_channels": (32, 64), "layers_per_block": 1}
-    network = UNet2DConditionModel(
-        **blocks,
-        sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        norm_num_groups=16,
-        cross_attention_dim=48,
-        attention_head_dim=4,
-    )
+    layout = {
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "attention_head_dim": 4,
+        **unlike.get("unet", {}),
+    }
+    network = UNet2DConditionModel(**blocks, **layout, sample_size=16, norm_num_groups=16, cross_attention_dim=48)
     stage = AutoencoderKL(
         **blocks,
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -183,18 +186,16 @@ def foreign(tmp_path_factory, first):
         sample_size=32,
     )
     sizes = {"hidden_size": 48, "intermediate_size": 192, "num_attention_heads": 3, "num_hidden_layers": 2}
-    tower = CLIPTextModel(CLIPTextConfig(**sizes, max_position_embeddings=16))
+    tower = CLIPTextModel(CLIPTextConfig(**sizes, max_position_embeddings=16, **unlike.get("tower", {})))
     for part in (network, stage, tower):
         for weight in part.parameters():
             weight.data = (weight + 0.05 * torch.randn_like(weight)).half().float()
-    levels = DDIMScheduler(
-        beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-        timestep_spacing="trailing", steps_offset=1,
-    )  # fmt: skip
+    table = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+    levels = DDIMScheduler(**table, timestep_spacing="trailing", steps_offset=1, **unlike.get("levels", {}))
     StableDiffusionPipeline(
         vae=stage,
         text_encoder=tower,
-        tokenizer=first.pipeline.tokenizer,
+        tokenizer=tokenizer,
         unet=network,
         scheduler=levels,
         safety_checker=None,
@@ -204,12 +205,55 @@ def foreign(tmp_path_factory, first):
     return folder
 
 
+@pytest.fixture(scope="module")
+def foreign(tmp_path_factory, first):
+    """The folder of a pipeline of diffusers' own making, with a scale and convolutions beside the latent."""
+    return pipeline_of_diffusers(tmp_path_factory.mktemp("foreign") / "pipeline", first.pipeline.tokenizer)
+
+
+@pytest.mark.parametrize("kind", OF_TABLES)
+def test_a_table_whose_betas_a_file_leaves_out_has_those_of_its_class(kind):
+    table, _ = config_of({"_class_name": kind}, "scheduler_config.json")
+    theirs = getattr(diffusers, kind)()
+    assert (table.beta_start, table.beta_end) == (theirs.config.beta_start, theirs.config.beta_end)
+
+
 def test_a_pipeline_of_diffusers_draws_the_same_here_but_for_half_precision(foreign, tmp_path):
     from_diffusers(foreign, tmp_path / "model")
     model = load_model(tmp_path / "model")
     ours = pictures(model, model.sampling.but("sample.steps=10", "guidance.scale=4"))
     assert model.size == (32, 32) and ours.std() > 0.05
     torch.testing.assert_close(their_pictures(drawing(foreign), model), ours, atol=2e-2, rtol=0)
+
+
+def test_a_pipeline_of_stable_diffusion_2s_layout_draws_the_same_here_too(first, tmp_path):
+    """Heads of one width, linear projections, zeros after the end of text, another activation in the text, v."""
+    text = first.model.text
+    padded = ClipText(replace(text.architecture, padding="zeros"), text.vocabulary)
+    (tmp_path / "tokenizer").mkdir()
+    write_vocabulary(padded, tmp_path / "tokenizer")
+    source = pipeline_of_diffusers(
+        tmp_path / "pipeline",
+        CLIPTokenizer.from_pretrained(tmp_path / "tokenizer"),
+        unet={
+            "down_block_types": ("CrossAttnDownBlock2D",) * 2,
+            "up_block_types": ("CrossAttnUpBlock2D",) * 2,
+            "attention_head_dim": (2, 4),
+            "use_linear_projection": True,
+            "upcast_attention": True,
+        },
+        tower={"hidden_act": "gelu"},
+        levels={"prediction_type": "v_prediction"},
+    )
+    assert load_file(source / "unet" / "diffusion_pytorch_model.safetensors")[
+        "mid_block.attentions.0.proj_in.weight"
+    ].shape == (64, 64)
+    from_diffusers(source, tmp_path / "model")
+    model, run = load_model(tmp_path / "model"), load(Run, tmp_path / "model" / CONFIG)
+    assert (run.denoiser.head_width, run.text.padding, run.process.target) == (16, "zeros", "v")
+    ours = pictures(model, model.sampling.but("sample.steps=10", "guidance.scale=4"))
+    assert ours.std() > 0.05
+    torch.testing.assert_close(their_pictures(drawing(source), model), ours, atol=2e-2, rtol=0)
 
 
 @torch.no_grad()
@@ -377,6 +421,7 @@ def test_the_shipped_model_is_refused_with_all_that_has_no_counterpart(tmp_path)
     [
         (["denoiser.groups=0"], r"denoiser.groups=0 denoiser.width=32"),
         (["denoiser.groups=0", "denoiser.multipliers=[1,1]"], r"denoiser.groups=0"),  # what comes over is twice as wide
+        (["denoiser.multipliers=[2,4]"], r"denoiser.multipliers=\[2,4\]"),  # the time is as wide as a first level there
         (["schedule.steps=500"], r"schedule.steps=500"),
         (["autoencoder.decoder_blocks=3"], r"autoencoder.decoder_blocks=3"),
         (["bottleneck=vq"], r"a bottleneck other than kl"),
@@ -396,8 +441,13 @@ def test_what_has_no_counterpart_is_named(overrides, says, tmp_path):
     ("file", "changed", "says"),
     [
         ("model_index.json", {"unet": ["diffusers", "SD3Transformer2DModel"]}, "unet is SD3Transformer2DModel"),
-        ("unet/config.json", {"use_linear_projection": True}, "use_linear_projection True has no counterpart"),
-        ("unet/config.json", {"attention_head_dim": [5, 10]}, r"attention_head_dim \[5, 10\] is no int"),
+        ("unet/config.json", {"dual_cross_attention": True}, "dual_cross_attention True has no counterpart"),
+        (
+            "unet/config.json",
+            {"attention_head_dim": [5, 10]},
+            r"attention_head_dim \[5, 10\] are the heads of levels of",
+        ),
+        ("unet/config.json", {"attention_head_dim": [2, 4, 8]}, r"attention_head_dim \[2, 4, 8\] are the heads"),
         ("unet/config.json", {"cross_attention_dim": 64}, "cross_attention_dim 64 does not fit the other parts"),
         ("unet/config.json", {"layers_per_block": 2}, "lacks .* weights"),
         ("model_index.json", {"vae": 3}, "vae is missing"),
@@ -440,11 +490,18 @@ def test_pickled_weights_are_not_read(first, tmp_path):
         from_diffusers(copy, tmp_path / "model")
 
 
-def test_every_weight_of_a_unet_of_stable_diffusion_1s_size_has_its_name():
+@pytest.mark.parametrize(
+    ("heads", "text_width", "settings"),
+    [
+        ({"heads": 8}, 768, {}),
+        ({"head_width": 64}, 1024, {"attention_head_dim": (5, 10, 20, 20), "use_linear_projection": True}),
+    ],
+)
+def test_every_weight_of_a_unet_of_stable_diffusion_1s_and_2s_size_has_its_name(heads, text_width, settings):
     with torch.device("meta"):
-        config = UNetConfig(width=320, multipliers=[1, 2, 4, 4], attention_levels=[0, 1, 2], pooled=False, heads=8)
-        ours = config.build(channels=4, text_width=768, pooled_width=0)
-        theirs = UNet2DConditionModel(sample_size=64, cross_attention_dim=768)
+        config = UNetConfig(width=320, multipliers=[1, 2, 4, 4], attention_levels=[0, 1, 2], pooled=False, **heads)
+        ours = config.build(channels=4, text_width=text_width, pooled_width=0)
+        theirs = UNet2DConditionModel(sample_size=64, cross_attention_dim=text_width, **settings)
     named = {their for each in unet.names(ours).values() for their in each}
     assert named == set(theirs.state_dict())
     assert sum(weight.numel() for weight in ours.parameters()) == sum(weight.numel() for weight in theirs.parameters())
