@@ -1,8 +1,12 @@
 """Batches in an order that is a pure function of (seed, step, rank): a resumed run reads on where it stopped."""
 
+import atexit
+import multiprocessing
 import signal
 import sys
 from collections.abc import Iterator
+from functools import cache
+from multiprocessing import forkserver
 from typing import Any
 
 import torch
@@ -74,14 +78,17 @@ def first_batches(dataset: Any, batch: int, count: int, workers: int = 0) -> Ite
 
 
 def _loader(dataset: Any, workers: int, **order: Any) -> DataLoader[Any]:
+    forks = workers > 0 and sys.platform != "win32"
+    if forks:
+        _prepare_for_workers()
     return DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=getattr(dataset, "collate", collate),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_interrupts_to_the_parent,
+        worker_init_fn=_leave_signals_to_the_parent,
         # a forked worker inherits the locks of its parent's threads; a fork server's has none
-        multiprocessing_context="forkserver" if workers and sys.platform != "win32" else None,
+        multiprocessing_context="forkserver" if forks else None,
         **order,
     )
 
@@ -108,9 +115,27 @@ def _read(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
         raise type(error)(last.partition(": ")[2]) from error
 
 
-def _leave_interrupts_to_the_parent(_: int) -> None:
-    """A terminal's Ctrl-C reaches workers too, and a parent that wants to save still needs them."""
+def _leave_signals_to_the_parent(_: int) -> None:
+    """A terminal's Ctrl-C and a scheduler's SIGTERM reach workers too, and a parent that is to save needs them yet."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
+
+def _kill_daemons() -> None:
+    for process in multiprocessing.active_children():
+        if process.daemon:
+            process.kill()
+
+
+@cache
+def _prepare_for_workers() -> None:
+    """Before the first: its server, where none runs yet, is to be ``deaf``, and no worker may outlive this program.
+
+    At the end Python would ask those that are left to go, by SIGTERM, and wait for one that hangs for ever.
+    """
+    server: Any = forkserver._forkserver  # there is no other way to add to what somebody else has it import
+    multiprocessing.set_forkserver_preload([*server._preload_modules, "ldm.data.deaf"])
+    atexit.register(_kill_daemons)
 
 
 def collate(samples: list[Sample]) -> Batch:

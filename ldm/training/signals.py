@@ -1,10 +1,13 @@
 """Ctrl-C and SIGTERM: as a request that a loop answers when it is ready to, or as the end of a script."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 from typing import Any
+
+ECHO = 10.0  # seconds; a scheduler asks every process to stop, and so does torchrun, whom it asks too
 
 
 class Terminated(BaseException):
@@ -16,13 +19,15 @@ class Terminated(BaseException):
 class Signals:
     """Within its ``with`` block the first Ctrl-C or SIGTERM is only noted in ``caught``; a second one acts at once.
 
-    A SIGTERM from before counts, which ``terminating`` raised and a library that was being imported swallowed.
+    But a SIGTERM within ``ECHO`` of another is the same request. A SIGTERM from before counts, which ``terminating``
+    raised and a library that was being imported swallowed.
     """
 
     def __init__(self) -> None:
         self.caught = Terminated.unanswered
         self._droppable = False
         self._former: dict[int, Any] = {}
+        self._since = time.monotonic()
 
     def __enter__(self) -> "Signals":
         self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
@@ -44,8 +49,13 @@ class Signals:
             self._droppable = False
 
     def _note(self, number: int, _: FrameType | None) -> None:
-        self.caught = number
-        self.__exit__()
+        if self.caught == number == signal.SIGTERM and time.monotonic() - self._since < ECHO:
+            return
+        if self.caught:
+            self.__exit__()
+            signal.raise_signal(number)
+            return
+        self.caught, self._since = number, time.monotonic()
         if self._droppable:
             raise _Dropped
 

@@ -1,22 +1,24 @@
 """Processes that end: killed within a save, out of disk, asked to stop at any time, or left by one of their own."""
 
+import os
 import re
 import shutil
 import signal
 import sys
 import time
 from contextlib import nullcontext, suppress
+from subprocess import Popen
 
 import pytest
 import torch
 from conftest import TINY
 from faulty import Deadly, LineTask, Wrong, fail, fill, hang_in, rank_of_two, save, script_of_two, terminate, trainer
-from processes import FORKS, Script, pair, torchrun
+from processes import FORKS, PATIENCE, SCRIPTS, Script, pair, torchrun
 from soak import KINDS, soak
 
 from ldm.data.loader import batches
 from ldm.files import check_folder, settled
-from ldm.training import checkpoint
+from ldm.training import checkpoint, signals
 from ldm.training.checkpoint import newest, saved
 from ldm.training.log import read
 from ldm.training.loop import Stopped
@@ -155,6 +157,31 @@ def asked_to_stop(script, number):
     return status, said
 
 
+def test_a_sigterm_to_loader_workers_too_lets_the_step_be_ended_and_saved(tmp_path):
+    """Fault 18: torchrun signals the group of a process, a scheduler all of a job; the step needs 60 batches more."""
+    options = [*TINY, f"out={tmp_path}", "train_autoencoder.workers=1", "train_autoencoder.accumulate=64"]
+    options += ["train_autoencoder.steps=100", "train_autoencoder.log_every=1", "train_autoencoder.batch=1"]
+    log = tmp_path / "training" / "autoencoder" / "log.jsonl"
+    command = [sys.executable, SCRIPTS / "train_autoencoder.py", *options]
+    with (tmp_path / "said").open("w") as said:
+        script = Popen(
+            command, stdout=said, stderr=said, start_new_session=True, env={**os.environ, "OMP_NUM_THREADS": "1"}
+        )
+    try:
+        end = time.monotonic() + PATIENCE
+        while not read(log):
+            assert script.poll() is None and time.monotonic() < end, (tmp_path / "said").read_text()
+            time.sleep(0.01)
+        os.killpg(script.pid, signal.SIGTERM)
+        status = script.wait(GRACE)
+    finally:
+        script.kill()
+    words = (tmp_path / "said").read_text()
+    step = re.search(r"stopped at step (\d+); the same command goes on from here", words)
+    assert status == 143 and step, words
+    assert newest(log.parent / "state").name == f"step-{int(step[1]):08d}"
+
+
 @pytest.mark.parametrize("number", [signal.SIGTERM])
 def test_a_run_that_draws_its_samples_saves_and_stops_at_once(tmp_path, number):
     """Fault 18: the samples would take hours."""
@@ -199,6 +226,17 @@ def test_a_second_interrupt_acts_at_once():
         assert signals.caught == signal.SIGINT
         with pytest.raises(KeyboardInterrupt):
             signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_sigterm_is_the_same_request_unless_it_comes_much_later(monkeypatch):
+    """Fault 18: a scheduler and torchrun send one each."""
+    with terminating(), Signals() as asked:
+        signal.raise_signal(signal.SIGTERM)
+        signal.raise_signal(signal.SIGTERM)
+        assert asked.caught == signal.SIGTERM
+        monkeypatch.setattr(signals, "ECHO", 0.0)
+        with pytest.raises(signals.Terminated):
+            signal.raise_signal(signal.SIGTERM)
 
 
 def test_what_changes_nothing_is_broken_off_by_a_signal_and_not_begun_after_one():
