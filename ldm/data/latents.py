@@ -1,17 +1,18 @@
 """The latent cache: every image's latent and every distinct caption's text states, written once, read memory-mapped.
 
-Layout of a cache folder: ``latents-00000.safetensors`` ... (``latent`` (n, C, h, w) and ``caption`` (n,), its
-caption's row), ``captions.safetensors`` (``tokens`` of all captions end to end (sum L, D), ``starts`` (K + 1,),
-``pooled`` (K, P)) and ``cache.json`` with the fingerprint of what made it. Padding is not stored, nor a caption twice.
+Layout of a cache folder: ``latents-00000.safetensors`` ... (``latent`` (n, C, h, w) and ``caption`` (n,), the number
+of its caption), ``captions-00000.safetensors`` ... (``tokens`` of captions end to end (sum L, D), ``starts`` (K + 1,),
+``pooled`` (K, P)) and ``cache.json`` with how many each has and the fingerprint of what made it. Padding is not stored,
+nor a caption twice.
 
-Legend: B batch, C h w latent, K captions, L tokens of a caption, D token width, P pooled width.
+Legend: B batch, C h w latent, K captions of a file, L tokens of a caption, D token width, P pooled width.
 """
 
 import json
 from bisect import bisect_right
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import accumulate, islice
 from math import prod
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -25,7 +26,8 @@ from ldm.files import save_tensors
 from ldm.types import Batch, Condition, Key, TextEncoder
 
 DESCRIPTION = "cache.json"
-LAYOUT = 1  # rises when the files' layout changes
+LAYOUT = 2  # rises when the files' layout changes
+CAPTIONS = 4_096  # of a file: as many states are held in memory before they are written
 
 
 class StaleCache(ValueError):
@@ -90,18 +92,27 @@ def write_cache(
         rows += [captions.setdefault(caption, len(captions)) for caption in batch.captions]
         flush(config.shard)
     flush(1)
-    tokens, pooled, lengths = [], [], [0]
+    told = _write_captions(folder, captions, text, config.batch)
+    description = {"layout": LAYOUT, "fingerprint": fingerprint, "counts": counts, "captions": told}
+    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_captions(folder: Path, captions: Iterable[str], text: TextEncoder, batch: int) -> list[int]:
+    """Write what ``text`` says of ``captions``, ``batch`` of them at once; returns how many each file has."""
+    counts: list[int] = []
     names = iter(captions)
-    while part := list(islice(names, config.batch)):
-        cond = text(part)
-        tokens.append(cond.tokens[cond.mask].half().cpu())  # (sum L, D)
-        pooled.append(cond.pooled.half().cpu())  # (B, P)
-        lengths += cond.mask.sum(dim=1).tolist()
-    starts = torch.tensor(lengths).cumsum(0)  # (K + 1,)
-    states = {"tokens": torch.cat(tokens), "pooled": torch.cat(pooled), "starts": starts}
-    save_tensors(states, folder / "captions.safetensors")
-    description = {"layout": LAYOUT, "fingerprint": fingerprint, "counts": counts, "captions": len(captions)}
-    (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n")
+    while named := list(islice(names, CAPTIONS)):
+        tokens, pooled, lengths = [], [], [0]
+        for first in range(0, len(named), batch):
+            cond = text(named[first : first + batch])
+            tokens.append(cond.tokens[cond.mask].half().cpu())  # (sum L, D)
+            pooled.append(cond.pooled.half().cpu())  # (B, P)
+            lengths += cond.mask.sum(dim=1).tolist()
+        starts = torch.tensor(lengths).cumsum(0)  # (K + 1,)
+        states = {"tokens": torch.cat(tokens), "pooled": torch.cat(pooled), "starts": starts}
+        save_tensors(states, folder / f"captions-{len(counts):05d}.safetensors")
+        counts.append(len(named))
+    return counts
 
 
 def cache_bytes(pictures: int, latent: tuple[int, int, int], captions: int, tokens: int, text: tuple[int, int]) -> int:
@@ -110,7 +121,8 @@ def cache_bytes(pictures: int, latent: tuple[int, int, int], captions: int, toke
     ``latent`` is (C, h, w) and ``text`` (D, P); ``captions`` counts distinct ones, ``tokens`` theirs without padding.
     """
     width, pooled = text
-    return pictures * (2 * prod(latent) + 4) + 2 * (tokens * width + captions * pooled) + 8 * (captions + 1)
+    starts = captions + -(-captions // CAPTIONS)
+    return pictures * (2 * prod(latent) + 4) + 2 * (tokens * width + captions * pooled) + 8 * starts
 
 
 def check_cache(folder: Path, fingerprint: dict[str, str]) -> None:
@@ -120,7 +132,7 @@ def check_cache(folder: Path, fingerprint: dict[str, str]) -> None:
         StaleCache: names what differs.
     """
     try:
-        found = json.loads((folder / DESCRIPTION).read_text())
+        found = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
         made_by = {"layout": str(found["layout"]), **found["fingerprint"]}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise StaleCache(f"{folder} is not a complete latent cache; delete it and it is made again") from error
@@ -132,31 +144,36 @@ def check_cache(folder: Path, fingerprint: dict[str, str]) -> None:
             )
 
 
+def _place(starts: list[int], index: int) -> tuple[int, int]:
+    """The file that has entry ``index``, and its row there."""
+    number = bisect_right(starts, index) - 1
+    return number, index - starts[number]
+
+
 class LatentDataset:
     """The samples of a cache folder, opened lazily in each process."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
-        counts = json.loads((folder / DESCRIPTION).read_text())["counts"]
-        self.starts = [0]
-        for count in counts:
-            self.starts.append(self.starts[-1] + count)
+        described = json.loads((folder / DESCRIPTION).read_text(encoding="utf-8"))
+        self.starts = [0, *accumulate(described["counts"])]  # of the files of latents
+        self.caption_starts = [0, *accumulate(described["captions"])]
         self._open: dict[str, Any] = {}
 
     def __len__(self) -> int:
         return self.starts[-1]
 
     def __getitem__(self, key: Key) -> CachedSample:
-        shard = bisect_right(self.starts, key.index) - 1
-        row = key.index - self.starts[shard]
-        name = f"latents-{shard:05d}"
-        caption = int(self._part(name, "caption")[row])
-        starts = self._part("captions", "starts")
+        number, row = _place(self.starts, key.index)
+        latents = f"latents-{number:05d}"
+        number, caption = _place(self.caption_starts, int(self._part(latents, "caption")[row]))
+        captions = f"captions-{number:05d}"
+        starts = self._part(captions, "starts")
         start, end = int(starts[caption]), int(starts[caption + 1])
         return CachedSample(
-            self._part(name, "latent")[row],
-            self._part("captions", "tokens")[start:end],
-            self._part("captions", "pooled")[caption],
+            self._part(latents, "latent")[row],
+            self._part(captions, "tokens")[start:end],
+            self._part(captions, "pooled")[caption],
         )
 
     def _part(self, file: str, tensor: str) -> Any:

@@ -6,9 +6,10 @@ import pickle
 import pytest
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
-from ldm.data.latents import DESCRIPTION, CacheConfig, LatentDataset, StaleCache, check_cache, write_cache
+from ldm.data import latents
+from ldm.data.latents import DESCRIPTION, CacheConfig, LatentDataset, StaleCache, cache_bytes, check_cache, write_cache
 from ldm.types import Batch, Condition, Key
 
 PRINTS = {"autoencoder": "a1", "text encoder": "t1", "data set": "d1"}
@@ -40,8 +41,9 @@ def write(folder, count, shard=5, batch=4):
     return LatentDataset(folder)
 
 
-@pytest.mark.parametrize("shard", [1, 3, 4, 5, 13, 100])
-def test_every_sample_is_found_again_across_shard_boundaries(tmp_path, shard):
+@pytest.mark.parametrize(("shard", "held"), [(1, 1), (3, 3), (4, 2), (5, 4), (13, 4_096), (100, 3)])
+def test_every_sample_is_found_again_across_the_boundaries_of_files(tmp_path, monkeypatch, shard, held):
+    monkeypatch.setattr(latents, "CAPTIONS", held)
     cache = write(tmp_path, 13, shard)
     images, captions = samples(13)
     assert len(cache) == 13
@@ -62,8 +64,34 @@ def test_shards_hold_as_many_latents_as_asked_for(tmp_path, shard, counts):
 
 def test_a_caption_is_stored_once(tmp_path):
     cache = write(tmp_path, 13)
-    assert len(cache._part("captions", "pooled")) == len(set(CAPTIONS))
-    assert len(cache._part("captions", "tokens")) == sum(len(caption.split()) + 1 for caption in set(CAPTIONS))
+    assert len(cache._part("captions-00000", "pooled")) == len(set(CAPTIONS))
+    assert len(cache._part("captions-00000", "tokens")) == sum(len(caption.split()) + 1 for caption in set(CAPTIONS))
+
+
+def test_captions_are_written_as_they_are_encoded(tmp_path, monkeypatch):
+    """A million of them would not fit into memory."""
+    monkeypatch.setattr(latents, "CAPTIONS", 2)
+    seen = []
+
+    def watched(captions):
+        seen.append(len(list(tmp_path.glob("captions-*.safetensors"))))
+        return text(captions)
+
+    images, captions = samples(4)
+    write_cache(tmp_path, iter([Batch(images, captions)]), encode, watched, PRINTS, CacheConfig(batch=1))
+    assert seen == [0, 0, 1, 1]
+    assert json.loads((tmp_path / DESCRIPTION).read_text())["captions"] == [2, 2]
+
+
+@pytest.mark.parametrize("held", [2, 3, 100])
+def test_the_bytes_are_told_beforehand(tmp_path, monkeypatch, held):
+    monkeypatch.setattr(latents, "CAPTIONS", held)
+    write(tmp_path, 13)
+    found = [load_file(path) for path in tmp_path.glob("*.safetensors")]
+    words = sum(len(caption.split()) + 1 for caption in set(CAPTIONS))
+    assert sum(value.numel() * value.element_size() for part in found for value in part.values()) == cache_bytes(
+        13, (2, 2, 2), len(set(CAPTIONS)), words, (3, 5)
+    )
 
 
 def test_latents_and_states_are_kept_in_half_precision(tmp_path):
@@ -71,7 +99,7 @@ def test_latents_and_states_are_kept_in_half_precision(tmp_path):
     assert {part.dtype for part in sample} == {torch.float16}
 
 
-@pytest.mark.parametrize("name", ["latents-00001", "captions"])
+@pytest.mark.parametrize("name", ["latents-00001", "captions-00000"])
 def test_a_full_disk_is_told_as_such(tmp_path, monkeypatch, name):
     """Safetensors has an error of its own for it, which no script would tell in one line."""
 
@@ -120,7 +148,7 @@ def test_a_cache_without_a_whole_description_is_refused(tmp_path, content):
 
 
 @pytest.mark.parametrize("damage", ["missing", "truncated"])
-@pytest.mark.parametrize("name", ["latents-00001.safetensors", "captions.safetensors"])
+@pytest.mark.parametrize("name", ["latents-00001.safetensors", "captions-00000.safetensors"])
 def test_a_damaged_file_of_a_cache_is_named(tmp_path, name, damage):
     write(tmp_path, 9)
     path = tmp_path / name

@@ -251,7 +251,7 @@ def test_captions_are_cached_once(trained):
 
     run, *_ = frozen_stages(trained, CPU)
     captions = {run.data.build("train").scene(i)[1] for i in range(64)}
-    with safe_open(f"{run.out}/cache/captions.safetensors", framework="pt") as file:
+    with safe_open(f"{run.out}/cache/captions-00000.safetensors", framework="pt") as file:
         assert len(file.get_tensor("pooled")) == len(captions)
 
 
