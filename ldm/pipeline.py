@@ -173,15 +173,17 @@ def _counted(denoise: Denoise, grid: Grid, progress: Any) -> Denoise:
 
 @contextmanager
 def _multiplying_in(dtype: torch.dtype, network: nn.Module) -> Iterator[None]:
-    """Within, the weights and biases that ``network`` multiplies by are in ``dtype``, and after it what they were."""
+    """Within, others in ``dtype`` stand in for the weights and biases that ``network`` multiplies by.
+
+    Those are left as they are, for they may be in training: DDP would lose its hold of one whose data is exchanged.
+    """
     layers = [module for module in network.modules() if isinstance(module, nn.Linear | nn.Conv2d)]
-    weights = [weight for layer in layers for weight in layer.parameters(recurse=False)]
-    before = [weight.data for weight in weights]
+    own = [(layer, name, weight) for layer in layers for name, weight in layer.named_parameters(recurse=False)]
     try:
         with torch.inference_mode(False):  # else autograd would refuse them
-            for weight in weights:
-                weight.data = weight.data.to(dtype)
+            for layer, name, weight in own:
+                setattr(layer, name, nn.Parameter(weight.detach().to(dtype), requires_grad=False))
         yield
     finally:
-        for weight, data in zip(weights, before, strict=True):
-            weight.data = data
+        for layer, name, weight in own:
+            setattr(layer, name, weight)

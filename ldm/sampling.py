@@ -54,7 +54,7 @@ class Sampling:
         def denoise(x: Tensor, level: Level) -> Prediction:
             nonlocal calls
             calls += 1
-            return Prediction(torch.zeros_like(x))
+            return Prediction(torch.zeros_like(x), torch.zeros_like(x))
 
         def noise() -> Tensor:
             nonlocal draws

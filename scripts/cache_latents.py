@@ -12,7 +12,7 @@ from ldm.training.start import Start
 
 
 def cache(run: Run, device: torch.device, start: Start) -> Path:
-    run, autoencoder, text = frozen_stages(run, device)
+    run, autoencoder, text = frozen_stages(run, device, stand_in=start.scratch is not None)
     data = run.data.build("train")
     if start.scratch:
         return cache_a_few(run, autoencoder, text, data, start.scratch).folder

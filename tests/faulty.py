@@ -6,6 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Set
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -122,6 +123,18 @@ def trainer(folder: Path, task: LineTask, start: Start = PLAIN, described: str =
     config = TrainConfig(**{**common, "precision": "fp32", "workers": 0, **settings})
     given = {"described": described, "made_from": {}, "device": torch.device("cpu")}
     return Trainer(task, config, folder, start=start, **given)
+
+
+def time_steps(monkeypatch: Any, module: Any, seconds: float) -> None:
+    """Have each training step take so many ``seconds`` of the clock that ``module`` reads, and nothing else any."""
+    now, step = [0.0], Trainer.train_step
+
+    def timed(made: Trainer, batches: Any) -> dict[str, Tensor]:
+        now[0] += seconds
+        return step(made, batches)
+
+    monkeypatch.setattr(Trainer, "train_step", timed)
+    monkeypatch.setattr(module, "time", SimpleNamespace(perf_counter=lambda: now[0]))
 
 
 def nan(x: Tensor) -> Tensor:

@@ -102,10 +102,11 @@ def test_single_precision_keeps_an_image_nearly_the_same_in_a_batch_of_eight(mod
 @pytest.mark.parametrize("denoiser", DENOISERS)
 def test_half_precision_draws_what_autocast_alone_does_and_puts_the_weights_back(models, denoiser, monkeypatch):
     model, seen = models[denoiser], []
-    weights = [module.weight for module in model.denoiser.modules() if isinstance(module, torch.nn.Linear)]
+    layers = [module for module in model.denoiser.modules() if isinstance(module, torch.nn.Linear)]
+    weights = [layer.weight for layer in layers]
 
     def steer(denoise, prompts):
-        seen.extend(weight.dtype for weight in weights)
+        seen.extend(layer.weight.dtype for layer in layers)
         return denoise
 
     options = {"size": (16, 16), "sampling": TWO_STEPS.but("guidance.scale=4"), "precision": "bf16"}
@@ -113,6 +114,7 @@ def test_half_precision_draws_what_autocast_alone_does_and_puts_the_weights_back
     drawn = model(PROMPTS[:2], **options, steer=steer)
     first, _ = next(drawn)
     assert seen and {*seen} == {torch.bfloat16} and not torch.is_autocast_enabled("cpu")
+    assert all(layer.weight is weight for layer, weight in zip(layers, weights, strict=True))
     assert all(torch.equal(weight, was) for weight, was in zip(weights, before, strict=True))
     images = torch.cat([first, *(image for image, _ in drawn)])
     monkeypatch.setattr(TextToImage, "autocast", lambda self, precision: torch.autocast("cpu", torch.bfloat16))

@@ -162,6 +162,7 @@ class Consistency(Examples):
         x = noised(x0, noise, now)
         there = noised(x0, noise, to) if self.teacher is None else move(x, self.teacher(x, now, cond), now, to)
         x0 = said_by(self.follower.at(step), self.process, there, to, cond)
+        torch.clear_autocast_cache()  # older PyTorch keeps casts made here, which have no gradient, for the student
         return Example(x, now, x0, implied_noise(x, x0, now))
 
 
@@ -270,7 +271,7 @@ class ConsistencyConfig:
 
     def steps_at(self, step: int, trained: int) -> int:
         """N in optimizer step ``step`` of ``trained``."""
-        stage = max(1, int(trained / (int(log2(self.last / self.first)) + 1)))
+        stage = max(1, int(trained / (log2(self.last / self.first) + 1)))
         return int(min(self.first * 2.0 ** min(step // stage, 64), self.last))
 
 

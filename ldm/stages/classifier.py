@@ -17,7 +17,7 @@ def train_classifier(run: Run, device: torch.device, start: Start = PLAIN) -> Pa
     """Train a classifier of the noised latents of the run's autoencoder; returns its folder."""
     config, folder = run.train_classifier, own_folder(run, "classifier")
     torch.manual_seed(config.seed)
-    run, autoencoder = frozen_autoencoder(run, device)
+    run, autoencoder = frozen_autoencoder(run, device, stand_in=start.scratch is not None)
     network = run.classifier.build(autoencoder.channels)
     data, schedule = (run.data.build("train"), run.data.build("val")), run.schedule.build()
     made_from = {"autoencoder": latent_fingerprint(autoencoder), "schedule": str(run.schedule)}

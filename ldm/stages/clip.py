@@ -1,13 +1,15 @@
 """CLIP: the text encoder of the run, and the picture tower that unCLIP wants."""
 
+from hashlib import sha256
 from pathlib import Path
 
 import torch
 from accelerate.utils import broadcast_object_list
 
+from ldm.files import settled
 from ldm.folders import fingerprint, load_text, save_picture, save_text
 from ldm.run import Run
-from ldm.stages.stage import own_folder, run_training
+from ldm.stages.stage import own_folder, resumes, run_training
 from ldm.text.clip import ClipText
 from ldm.text.picture import ClipPicture
 from ldm.text.vocabulary import Vocabulary
@@ -24,7 +26,10 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     torch.manual_seed(config.seed)
     data = run.data.build("train"), run.data.build("val")
     processes(device)
-    [vocabulary] = broadcast_object_list([Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))])  # streams differ
+    if resumes(run, ClipTask.name) and settled(folder):  # whatever the captions are now
+        vocabulary = load_text(folder).vocabulary
+    else:
+        [vocabulary] = broadcast_object_list([Vocabulary.of(data[0].captions(VOCABULARY_SAMPLES))])  # streams differ
     print(f"a vocabulary of {len(vocabulary)} tokens")
 
     def save(text: ClipText, picture: ClipPicture) -> None:
@@ -32,5 +37,6 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         save_picture(picture, fingerprint(load_text(folder)), other)
 
     task = ClipTask(run.text, vocabulary, run.data.size, *data, config, save)
-    run_training(task, config, run, device, {}, start)
+    made_from = {"vocabulary": sha256(str(vocabulary.kept).encode()).hexdigest()[:16]}
+    run_training(task, config, run, device, made_from, start)
     return folder

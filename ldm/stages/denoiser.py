@@ -41,12 +41,14 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     check_objective(run)
     if config.score_every:
         own_folder(run, "model-best")
+        if not isinstance(run.data, ShapesConfig):
+            print("no score while it trains, nor a model-best: the benchmark that gives it is of data.name=shapes")
     if config.shard:
         check_processes(device)
     run.check_denoiser()
     torch.manual_seed(config.seed)
     train_data, val = run.data.build("train"), run.data.build("val")
-    run, autoencoder, text = frozen_stages(run, device)
+    run, autoencoder, text = frozen_stages(run, device, stand_in=start.scratch is not None)
     unclip = None
     if run.unclip.decoder:
         run, unclip = frozen_unclip(run, text, device)
@@ -127,7 +129,8 @@ def _known_settings(run: Run) -> dict[str, Any]:
     settings = to_dict(run)
     seen = {f"process.{name}": settings["process"][name] for name in ("target", "unit_input", "learned_variance")}
     seen["unclip.decoder"] = run.unclip.decoder
-    seen |= {f"denoiser.{name}": getattr(run.denoiser, name, 0) for name in ("heads", "groups")}  # no weight tells them
+    untold = ("heads", "head_width", "groups")  # by the weights
+    seen |= {f"denoiser.{name}": getattr(run.denoiser, name, 0) for name in untold}
     return seen | {f"schedule.{name}": value for name, value in settings["schedule"].items()}
 
 

@@ -24,33 +24,42 @@ AUTOENCODER_SCRIPT, TEXT_SCRIPT = "scripts/train_autoencoder.py", "scripts/train
 UNCLIP_SCRIPT = "scripts/train_unclip.py"
 
 
-def frozen_autoencoder(run: Run, device: torch.device) -> tuple[Run, Autoencoder]:
+def frozen_autoencoder(run: Run, device: torch.device, *, stand_in: bool = False) -> tuple[Run, Autoencoder]:
     """The autoencoder that a stage builds on, and the run as it is with it.
+
+    With ``stand_in``, for a dry run, one of random weights where no trained one is there.
 
     Raises:
         ValueError: the one in the run's folder, or the base's or the shipped one, has other settings than the run.
     """
-    folder = _stage(run, "autoencoder", AUTOENCODER_SCRIPT)
+    folder = _stage(run, "autoencoder", AUTOENCODER_SCRIPT, stand_in)
+    if folder is None:
+        untrained = run.autoencoder.build(run.bottleneck.build(run.autoencoder.channels))
+        return run, untrained.requires_grad_(False).eval().to(device)
     autoencoder, made_by = load_autoencoder(folder, device)
     _check_own(run, "autoencoder", folder, network_settings(made_by, "autoencoder"), AUTOENCODER_SCRIPT)
     return replace(run, autoencoder=made_by.autoencoder, bottleneck=made_by.bottleneck), autoencoder
 
 
-def frozen_stages(run: Run, device: torch.device) -> tuple[Run, Autoencoder, ClipText]:
+def frozen_stages(run: Run, device: torch.device, *, stand_in: bool = False) -> tuple[Run, Autoencoder, ClipText]:
     """The autoencoder and the text encoder that the denoiser builds on, and the run as it is with them.
+
+    With ``stand_in``, for a dry run, of random weights where no trained ones are there.
 
     Raises:
         ValueError: one in the run's folder, or the base's or the shipped one, has other settings than the run.
     """
-    run, autoencoder = frozen_autoencoder(run, device)
-    return run, autoencoder, _frozen_text(run, device)
+    run, autoencoder = frozen_autoencoder(run, device, stand_in=stand_in)
+    return run, autoencoder, _frozen_text(run, device, stand_in)
 
 
-def _frozen_text(run: Run, device: torch.device) -> ClipText:
+def _frozen_text(run: Run, device: torch.device, stand_in: bool = False) -> ClipText:
     if run.text.model:
         named: ClipText = run.text.build(run.data.size).to(device)
         return named
-    folder = _stage(run, "text", TEXT_SCRIPT)
+    folder = _stage(run, "text", TEXT_SCRIPT, stand_in)
+    if folder is None:
+        return run.text.build(run.data.size).to(device)
     text = load_text(folder, device)
     _check_own(run, "text", folder, text_settings(text.architecture), TEXT_SCRIPT)
     return text
@@ -129,7 +138,8 @@ def _check_size(run: Run, picture: ClipPicture) -> None:
         )
 
 
-def _stage(run: Run, name: str, script: str) -> Path:
+def _stage(run: Run, name: str, script: str, stand_in: bool) -> Path | None:
+    """The folder of a trained stage: the run's, the base's or the shipped one; None where a ``stand_in`` must do."""
     folder = Path(run.out) / name
     if settled(folder):
         return folder
@@ -137,6 +147,9 @@ def _stage(run: Run, name: str, script: str) -> Path:
     whose = f"{base}'s" if run.base else "the shipped model's"
     ours, theirs = (network_settings(of, name) for of in (run, load(Run, base / CONFIG)))
     if {key for key in ours | theirs if ours.get(key) != theirs.get(key)} - left_open(run):
+        if stand_in:
+            print(f"{folder} is not there: a {name} of random weights stands in ({script} trains it)")
+            return None
         raise ValueError(
             f"{folder} is not there, and this run's {name} is not {whose}, which else could stand in: "
             f"train it with {script}"

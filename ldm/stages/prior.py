@@ -23,7 +23,8 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     config, folder = run.train_prior, own_folder(run, "prior")
     torch.manual_seed(config.seed)
     num_codes(run.bottleneck.build(run.autoencoder.channels))  # refused before one is looked for
-    run, autoencoder = frozen_autoencoder(run, device)
+    run, autoencoder = frozen_autoencoder(run, device, stand_in=start.scratch is not None)
+    run.check_size(autoencoder.factor)
     network = run.prior.build(num_codes(autoencoder.bottleneck))
     pictures = taken_first("the codes", run.prior.pictures, config, start)
     train = codes_of(autoencoder, run.data.build("train"), pictures, config)

@@ -1,5 +1,6 @@
 """What every stage does around its task: whose folder it writes, where it goes on, how it is trained."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -42,7 +43,7 @@ def run_training(
     make = partial(
         Trainer,
         task,
-        config,
+        replace(config, tracker="") if start.scratch else config,  # of a dry run nothing is kept
         described=to_yaml(run),
         made_from=made_from,
         device=device,

@@ -84,6 +84,7 @@ def check_objective(run: Run) -> None:
                 "objective=consistency learns to say the end of the path from anywhere on it, and this run draws in "
                 "another way; set sampler=ddim sampler.eta=1000, or sampler=ddim sample.steps=1"
             )
+        run.grid(run.schedule.build(), objective.last)  # refused here, not where the training has come to it
         if run.train_ldm.shard:
             raise ValueError("objective=consistency asks the network itself, whole; set train_ldm.shard=false")
     for name in ("learned_variance", "offset_noise", "input_perturbation"):
@@ -109,6 +110,11 @@ def _check_teacher(run: Run) -> None:
     for name, value in (("guidance.momentum", base.guidance.momentum), ("sample.clip", base.sample.clip)):
         if value:
             raise ValueError(f"base {run.base} draws with {name} {value}, which no student learns; set it to 0 there")
+    if isinstance(base.objective, ConsistencyConfig):
+        raise ValueError(
+            f"base {run.base} says the end of the path and not a step of it, which is what this objective learns; "
+            "give the model that it was trained on, or another of objective=denoising"
+        )
     if isinstance(base.objective, ProgressiveConfig):
         taught = run.sample.steps * run.objective.substeps if isinstance(run.objective, ProgressiveConfig) else 0
         if taught != base.sample.steps:

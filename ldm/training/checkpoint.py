@@ -30,7 +30,7 @@ def new_state(folder: Path, step: int, facts: dict[str, Any], keep: int) -> Iter
         shutil.rmtree(made)
     with whole_folder(made) as staged:
         yield staged
-        (staged / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1))
+        (staged / "state.json").write_text(json.dumps({"step": step, **facts}, indent=1), encoding="utf-8")
     newer = [path for path in saved(folder) if path.name > made.name]  # torn, too
     for old in [*saved(folder)[: -keep - len(newer)], *newer]:
         shutil.rmtree(old)
@@ -97,5 +97,6 @@ def load_optimizer(opt: Optimizer, network: nn.Module, tensors: dict[str, Tensor
                 f"the optimizer's state is of '{parameter}', which is no trained parameter of this network"
             )
         place = places[parameter] if parameter in places else int(parameter)  # a number: of before there were names
-        state.setdefault(place, {})[name] = sharded_as(value, parameters[place])
+        own = sharded_as(value, parameters[place])
+        state.setdefault(place, {})[name] = own.clone()  # no longer in the file's pages, which is removed some day
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})

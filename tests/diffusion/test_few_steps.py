@@ -218,6 +218,30 @@ def test_the_follower_is_the_moving_average_once_a_step():
     assert torch.equal(Follower(network, 0.0).at(0).weight, network.weight)
 
 
+class Layer(Normal):
+    """A ``Normal`` whose scale is that of a linear layer, which autocast casts."""
+
+    def __init__(self, process):
+        super().__init__(process)
+        self.layer = nn.Linear(1, 1)
+
+    def forward(self, x, t, cond):
+        return super().forward(x, t, cond) + self.layer(x.unsqueeze(-1)).squeeze(-1)
+
+
+def test_a_network_that_follows_itself_learns_in_half_precision_too():
+    made = process()
+    network = Layer(made)
+    objective = DenoisingLoss(
+        made, TIMES["uniform"]().build(FLOW), examples=built(ConsistencyConfig(), network=network)
+    )
+    x0, _, _, cond = drawn()
+    with torch.autocast("cpu", torch.bfloat16):
+        loss = objective(network, x0, cond, torch.Generator().manual_seed(0)).mean()
+    loss.backward()
+    assert all(weight.grad is not None and weight.grad.abs().sum() > 0 for weight in network.parameters())
+
+
 def test_only_the_network_learns():
     """Neither the teacher nor the average has a gradient, whatever is asked."""
     made, taught = process(), Normal(process())
@@ -247,6 +271,11 @@ def test_steps_double_at_even_intervals_up_to_the_last():
     assert [config.steps_at(step, 100) for step in (0, 19, 20, 40, 60, 80, 99, 10_000)] == [
         *(10, 10, 20, 40, 80, 160, 160, 160)
     ]
+    uneven = ConsistencyConfig(first=10, last=150)  # a stage is 1,000 / (log2(15) + 1) = 203 steps
+    assert [uneven.steps_at(step, 1_000) for step in (0, 202, 203, 406, 609, 811, 812, 999)] == [
+        *(10, 10, 20, 40, 80, 80, 150, 150)
+    ]
+    assert [ConsistencyConfig(first=10, last=15).steps_at(step, 100) for step in (0, 62, 63, 99)] == [10, 10, 15, 15]
     assert {ConsistencyConfig(first=7, last=7).steps_at(step, 3) for step in range(3)} == {7}
 
 

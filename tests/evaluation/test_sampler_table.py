@@ -66,6 +66,10 @@ def test_samplers_that_draw_noise_are_told_from_those_that_do_not():
     assert not {"ddim = euler", "heun", "plms", "ipndm", "deis", "dpm_solver", "dpm_solver_pp", "unipc"} & drawing
 
 
+def test_a_sampler_of_the_variance_that_a_denoiser_learned_can_be_rehearsed():
+    assert OWN.but("sampler=ddpm", "sampler.variance=learned", "sample.steps=5").rehearsal(SCHEDULE) == (5, True)
+
+
 def test_a_point_stands_in_the_first_column_that_allows_its_calls():
     points = [Point(15, 0.5, None, 0.1), Point(max(BUDGETS) + 40, 0.75, 0.2, 0.1)]
     assert [budget_of(point) for point in points] == [20, max(BUDGETS)]

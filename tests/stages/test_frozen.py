@@ -46,3 +46,18 @@ def test_settings_of_a_stages_training_alone_may_be_others(made):
     assert run.bottleneck == made.bottleneck  # the model tells what its autoencoder was trained with
     assert text.architecture.layers == made.text.layers
     assert frozen_autoencoder(update(made, ["text.layers=4"]), CPU)[0].text.layers == 4  # not asked for here
+
+
+@pytest.mark.parametrize("missing", [["autoencoder"], ["text"], ["autoencoder", "text"]])
+def test_a_dry_run_takes_random_weights_where_nothing_is_trained_yet(missing, tmp_path, capsys):
+    changes = {"autoencoder": "autoencoder.multipliers=[1,2]", "text": "text.layers=4"}
+    run = load(Run, None, [f"out={tmp_path}", *(changes[stage] for stage in missing)])
+    with pytest.raises(ValueError, match=f"{missing[0]} is not there, .* could stand in: train it with"):
+        frozen_stages(run, CPU)
+    found, autoencoder, text = frozen_stages(run, CPU, stand_in=True)
+    assert autoencoder.factor == (8 if "autoencoder" in missing else 4) == found.autoencoder.factor
+    assert text.architecture.layers == (4 if "text" in missing else 3)
+    assert not any(value.requires_grad for part in (autoencoder, text) for value in part.parameters())
+    said = capsys.readouterr().out
+    assert [stage for stage in ("autoencoder", "text") if f"{stage} of random weights stands in" in said] == missing
+    assert not list(tmp_path.iterdir())

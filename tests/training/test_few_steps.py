@@ -83,6 +83,8 @@ def test_a_consistency_model_trains_with_and_without_a_teacher_and_draws_in_one_
         model = load_model(taught(settings, base, tmp_path / distill, *changes))
         assert model.sampling.rehearsal(model.process.schedule) == (1, False)
         assert not torch.allclose(latents(model), latents(load_model(base), "sample.steps=1", "guidance.scale=1"))
+    with pytest.raises(ValueError, match="says the end of the path and not a step of it"):
+        taught(settings, tmp_path / "true" / "model", tmp_path / "student", "objective=progressive")
 
 
 @pytest.mark.parametrize(
@@ -103,6 +105,10 @@ def test_a_consistency_model_trains_with_and_without_a_teacher_and_draws_in_one_
         (
             ["objective=consistency", "sample.steps=1", "train_ldm.optimizer=adamw", "train_ldm.shard=true"],
             "train_ldm.shard=false",
+        ),
+        (
+            ["objective=consistency", "sample.steps=1", "grid=leading", "objective.last=1280"],
+            "steps 1280 are more than the 1000 of the table",
         ),
         (["objective=consistency"], "draws in another way; set sampler=ddim sampler.eta=1000"),
         (

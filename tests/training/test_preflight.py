@@ -3,17 +3,19 @@
 import re
 from pathlib import Path
 
+import psutil
 import pytest
 import torch
 from conftest import TINY
-from faulty import LineTask, trainer
+from faulty import LineTask, time_steps, trainer
 from processes import SCRIPTS, Script
 
 from ldm.config import load
 from ldm.run import Run
-from ldm.stages import train_autoencoder, train_clip
+from ldm.stages import stage, train_autoencoder, train_clip
 from ldm.training import preflight as module
 from ldm.training.preflight import Plan, check_disk, in_bytes, in_time, preflight, told_if_memory_runs_out
+from ldm.training.start import Start
 
 CPU = torch.device("cpu")
 GAN = f"train_autoencoder.py --config {SCRIPTS.parent / 'configs' / 'shapes_gan.yaml'}"
@@ -41,9 +43,7 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(command, t
     monkeypatch.setenv("TMPDIR", str(tmp_path / "tmp"))
     (tmp_path / "run").mkdir()
     own = OWN.get(script, UNTRAINED)
-    if script == "train_prior.py":  # no shipped first stage has codes
-        train_autoencoder(load(Run, None, [*own, "train_autoencoder.steps=1", f"out={tmp_path / 'run'}"]), CPU)
-    if script == "train_unclip.py":  # nor is a picture tower shipped
+    if script == "train_unclip.py":  # no picture tower is shipped
         train_clip(load(Run, None, [*own, "train_clip.steps=1", f"out={tmp_path / 'run'}"]), CPU)
     options = [*config, *own, "adversarial.start=0", "cache.use=always", f"out={tmp_path / 'run'}", "--dry-run"]
     before = contents(tmp_path / "run")
@@ -57,6 +57,14 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(command, t
     if script != "cache_latents.py":
         told = ("parameters", "FLOPs", "memory", "speed", "time", "disk")
         assert [line.split()[0] for line in said.split("dry run of ")[1].splitlines()[1:7]] == [*told]
+
+
+def test_a_dry_run_is_told_to_no_tracker(tmp_path, monkeypatch):
+    tracked = []
+    monkeypatch.setattr(stage, "preflight", lambda make, *_: tracked.append(make.args[1].tracker))
+    run = load(Run, None, [*TINY, "train_autoencoder.tracker=tensorboard", f"out={tmp_path / 'run'}"])
+    train_autoencoder(run, CPU, Start(scratch=tmp_path))
+    assert tracked == [""]
 
 
 def plan(tmp_path, **settings):
@@ -75,6 +83,13 @@ def test_the_figures_are_those_of_the_network(tmp_path):
     written = sum(path.stat().st_size for path in (tmp_path / "real/state/step-00000001").glob("*.safetensors"))
     assert found.checkpoint < written < found.checkpoint + 3 * 2_000  # a header for each of three files
     assert found.disk == 4 * found.checkpoint + 4 * weights
+
+
+def test_the_time_is_that_of_as_many_steps_and_the_memory_what_this_process_holds(tmp_path, monkeypatch):
+    time_steps(monkeypatch, module, 0.5)
+    found = plan(tmp_path, batch=4, accumulate=2, steps=1_000)
+    assert (found.images_per_second, found.seconds) == (16, 500)
+    assert found.memory > psutil.Process().memory_info().rss / 2
 
 
 def test_frozen_parameters_count_as_not_trained(tmp_path):

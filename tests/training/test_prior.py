@@ -148,6 +148,14 @@ def test_a_first_stage_without_codes_or_none_at_all_is_told(tmp_path, change, sa
         train_prior(run, CPU)
 
 
+def test_pictures_that_the_first_stage_cannot_be_given_are_refused(vq):
+    own = [option for option in TINY if not option.startswith("data.")]
+    own += ["bottleneck=vq", CODED["vq"], "autoencoder.channels=4", f"out={vq.out}"]
+    pictures = ["data.name=folder", "data.path=data/sample", "data.size=34"]
+    with pytest.raises(ValueError, match=r"data.size 34 is not a multiple of 4, .*; try data.size=3[26]"):
+        train_prior(load(Run, None, [*own, *pictures]), CPU)
+
+
 def test_the_codes_are_those_of_the_pictures_in_their_order(vq):
     autoencoder, _ = load_autoencoder(Path(vq.out, "autoencoder"))
     data = vq.data.build("train")

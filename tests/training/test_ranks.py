@@ -191,10 +191,10 @@ def test_two_processes_share_one_vocabulary_though_each_reads_other_captions(mon
         pass
 
     def vocabulary(rank):
-        def caught(text, vocabulary, *_):
+        def caught(task, text, vocabulary, *_):
             raise Caught(vocabulary)
 
-        monkeypatch.setattr("ldm.stages.clip.ClipTask", caught)
+        monkeypatch.setattr("ldm.stages.clip.ClipTask.__init__", caught)
         monkeypatch.setattr(Vocabulary, "of", lambda captions: f"that of process {rank}")
         with pytest.raises(Caught) as found:
             train_clip(Run(data=DATA), torch.device("cpu"))
