@@ -21,7 +21,7 @@ from ldm.cli import (
     one_line_errors,
 )
 from ldm.config import load, to_dict
-from ldm.evaluation.benchmark import read_folder
+from ldm.evaluation.benchmark import Pictures, read_folder, read_reference
 from ldm.evaluation.evaluation import (
     Drawer,
     score_autoencoder,
@@ -79,7 +79,12 @@ def parse() -> argparse.Namespace:
     add_steering(how)
     more = parser.add_argument_group("the field's other metrics (extra: pip install -e '.[eval]')")
     more.add_argument("--general", action="store_true", help="also FID, KID, CLIP score and the autoencoder's figures")
-    more.add_argument("--reference", type=Path, metavar="DIR", help="true pictures; else drawn ones of the prompts")
+    more.add_argument(
+        "--reference",
+        type=Path,
+        metavar="DIR",
+        help="true pictures, cut to squares of the size that is drawn; else drawn ones of the prompts",
+    )
     more.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's and KID's network")
     more.add_argument("--lpips", type=Path, metavar="FILE", help="weights of LPIPS' AlexNet")
     more.add_argument("--clip", default="", metavar="NAME[:TAG]", help="open_clip's model of the CLIP score")
@@ -100,28 +105,33 @@ def main() -> None:
         return
     check_seed(args.seed or 0, len(prompts))
     out, sources = check_out(args.out), read_sources(args)
-    reference = read_folder(args.reference) if args.reference else None
     what: dict[str, Any] = {"prompts": counted(prompts, whose)}
     folder, autoencoder = args.model or shipped_model(), None
-    general = args.general or sources != Sources() or reference is not None
+    general = args.general or sources != Sources() or args.reference is not None
     if args.images:
-        report = score_pictures(prompts, read_folder(args.images, len(prompts)), {"model": str(args.images), **what})
+        pictures = read_folder(args.images, len(prompts))
+        reference = read_true(args, pictures.shape[1])
+        report = score_pictures(prompts, pictures, {"model": str(args.images), **what})
     elif holds_autoencoder(folder):
         autoencoder, run = load_autoencoder(folder, device_of(args.device))
-        report = score_autoencoder(autoencoder, prompts, {**described(folder), **what}, size=run.data.size)
+        reference = read_true(args, run.data.size)
+        report = score_autoencoder(autoencoder, run, prompts, {**described(folder), **what})
         report, general = with_autoencoder(report, autoencoder, sources, reference=reference), False
     else:
-        model = load_model(folder, device_of(args.device))
-        autoencoder = model.autoencoder
-        report = of_model(
-            args, model, prompts, what={**described(folder), **what}, run=load(Run, folder / CONFIG), out=out
-        )
+        model, run = load_model(folder, device_of(args.device)), load(Run, folder / CONFIG)
+        autoencoder, reference = model.autoencoder, read_true(args, run.data.size)
+        report = of_model(args, model, prompts, what={**described(folder), **what}, run=run, out=out)
     write_report(out, report)
     if general:
         report = with_general(report, sources, reference=reference, autoencoder=autoencoder)
         write_report(out, report)
     tell(report)
     print(f"report: {out / 'report.html'}")
+
+
+def read_true(args: argparse.Namespace, size: int) -> Pictures | None:
+    """The true pictures that were named, of ``size`` pixels a side."""
+    return None if args.reference is None else read_reference(args.reference, size)
 
 
 def of_model(

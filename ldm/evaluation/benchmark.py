@@ -11,11 +11,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from PIL.Image import Image
 
 from ldm.autoencoders import Autoencoder
 from ldm.data.draw import draw
 from ldm.data.scene import HELD_OUT, SIDE, TRAINED, Scene, draw_scene
-from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, from_bytes, read_image, to_bytes
+from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, Transform, from_bytes, read_image, to_bytes
 from ldm.evaluation.prompts import SEED, STREAM, Prompt
 from ldm.evaluation.reader import read
 from ldm.evaluation.score import Score, Verdict, judge, tally
@@ -108,37 +109,56 @@ def shuffled(count: int) -> list[int]:
     return [others[i] for i in range(count)]
 
 
-def read_folder(folder: Path, count: int | None = None) -> Pictures:
-    """The pictures of a folder in the order of their names, 2.png before 10.png, all squares of one size: (N, S, S, 3).
+def read_folder(folder: Path, count: int) -> Pictures:
+    """The ``count`` pictures of a folder in the order of their names, 2.png before 10.png, as (N, S, S, 3).
 
     Raises:
-        ValueError: there are not ``count``, or not all exact (PNG, BMP) and of 64 pixels a side, where that is given;
-            one cannot be read or differs in size.
+        ValueError: there are not as many; one is not exact (PNG, BMP), cannot be read, is no square or of another size
+            than the first, or has less than 64 pixels a side.
     """
-    if not folder.is_dir():
-        raise ValueError(f"{folder} is not a folder of pictures")
-    found = [path for path in folder.glob("*") if path.suffix.lower() in IMAGE_SUFFIXES]
-    paths = sorted((path for path in found if not path.stem.startswith("grid-")), key=_natural)  # txt2img's sheets
-    lossy = [path for path in paths if path.suffix.lower() not in LOSSLESS]
-    if count is not None and lossy:
+    paths = _pictures(folder)
+    if lossy := [path for path in paths if path.suffix.lower() not in LOSSLESS]:
         raise ValueError(f"{lossy[0]}: its compression smears colours, and would be taken for a fault; save PNG files")
-    if not paths or count not in (None, len(paths)):
-        wanted = f" for {count} prompts; one picture for each is wanted" if count else ""
-        raise ValueError(f"{folder} holds {len(paths)} pictures{wanted}")
-    pictures = []
-    for path in paths:
-        try:
-            pictures.append(np.array(read_image(path)))
-        except BrokenSample as error:
-            raise ValueError(f"{path} cannot be read: {error}") from error
-        if pictures[-1].shape != (pictures[0].shape[0],) * 2 + (3,):
-            height, width = pictures[-1].shape[:2]
+    if len(paths) != count:
+        raise ValueError(f"{folder} holds {len(paths)} pictures for {count} prompts; one picture for each is wanted")
+    pictures = [np.array(_read(path)) for path in paths]
+    for path, picture in zip(paths, pictures, strict=True):
+        if picture.shape != (pictures[0].shape[0],) * 2 + (3,):
+            height, width = picture.shape[:2]
             raise ValueError(f"{path} has {width} x {height} pixels; all must be squares of one size")
-        if count is not None and len(pictures[-1]) < SIDE:
-            raise ValueError(f"{path} has {len(pictures[-1])} pixels a side, too few to read; draw at least {SIDE:g}")
+        if len(picture) < SIDE:
+            raise ValueError(f"{path} has {len(picture)} pixels a side, too few to read; draw at least {SIDE:g}")
     return np.stack(pictures)
 
 
+def read_reference(folder: Path, size: int) -> Pictures:
+    """The pictures in a folder and those below it, each cut to a square in the middle and scaled: (N, size, size, 3).
+
+    Raises:
+        ValueError: there are none, or one cannot be read.
+    """
+    paths = _pictures(folder, below=True)
+    if not paths:
+        raise ValueError(f"{folder} holds no pictures; {', '.join(IMAGE_SUFFIXES)} are read")
+    cut, unused = Transform(size), np.random.default_rng(0)  # nothing of a cut in the middle is random
+    return np.concatenate([to_bytes(cut(_read(path), unused)[None]) for path in paths])
+
+
+def _pictures(folder: Path, *, below: bool = False) -> list[Path]:
+    """The files of pictures in ``folder``, and in those ``below`` it where asked for, but for txt2img's sheets."""
+    if not folder.is_dir():
+        raise ValueError(f"{folder} is not a folder of pictures")
+    found = (path for path in folder.glob("**/*" if below else "*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    return sorted((path for path in found if not path.stem.startswith("grid-")), key=_natural)
+
+
+def _read(path: Path) -> Image:
+    try:
+        return read_image(path)
+    except BrokenSample as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+
+
 def _natural(path: Path) -> list[tuple[int, str]]:
-    """A sorting key by which numbers in names count as numbers."""
-    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.name)]
+    """A sorting key by which numbers in paths count as numbers."""
+    return [(int(part), "") if part.isdecimal() else (-1, part) for part in re.split(r"(\d+)", path.as_posix())]

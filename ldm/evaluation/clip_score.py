@@ -76,7 +76,9 @@ def load_own_clip(run_folder: Path, device: torch.device | str = "cpu") -> Clip:
     state = checkpoint.newest(folder)
     if state is None:
         raise ValueError(f"{folder} has no whole checkpoint; train a CLIP with scripts/train_clip.py out={run_folder}")
-    config: Any = OmegaConf.to_container(OmegaConf.create(json.loads((state / "state.json").read_text())["config"]))
+    config: Any = OmegaConf.to_container(
+        OmegaConf.create(json.loads((state / "state.json").read_text(encoding="utf-8"))["config"])
+    )
     run = from_dict(Run, config, fresh=tuple(config))
     vocabulary = load_text(run_folder / "text").vocabulary
     model: Any = TrainedClip(run.text, run.data.size, vocabulary)

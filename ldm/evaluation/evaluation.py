@@ -71,11 +71,11 @@ def score_model(draw: Drawer, run: Run, prompts: list[Prompt], what: dict[str, A
     )
 
 
-def score_autoencoder(autoencoder: Autoencoder, prompts: list[Prompt], what: dict[str, Any], *, size: int) -> Report:
-    """The report of a first stage alone, its ceiling in the score's place; pictures have ``size`` pixels a side."""
-    report = score_pictures(prompts, through(autoencoder, true_pictures(prompts, size)), what)
+def score_autoencoder(autoencoder: Autoencoder, run: Run, prompts: list[Prompt], what: dict[str, Any]) -> Report:
+    """The report of a first stage alone, its ceiling in the score's place; ``run`` is its own."""
+    report = score_pictures(prompts, through(autoencoder, true_pictures(prompts, run.data.size)), what)
     note = "These are true pictures that went through the autoencoder: the score is the ceiling of a model with it."
-    return replace(report, notes=[note])
+    return replace(report, notes=[note, *_beyond_its_world(run, report)])
 
 
 def with_sweeps(report: Report, draw: Drawer, prompts: list[Prompt], sweeps: dict[str, list[float]]) -> Report:

@@ -107,7 +107,7 @@ def check_out(folder: Path) -> Path:
     if folder.is_dir():
         held = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()}
         try:
-            ours = {*json.loads((folder / MANIFEST).read_text()), MANIFEST}
+            ours = {*json.loads((folder / MANIFEST).read_text(encoding="utf-8")), MANIFEST}
         except (OSError, ValueError):
             ours = set()
         if (held and not {PAGE, FIGURES} <= ours) or held - ours:

@@ -345,6 +345,7 @@ def test_missing_clip_weights_are_named_in_one_line(
     def offline(*_: Any, **__: Any) -> None:
         raise OSError("no network here")
 
+    monkeypatch.setattr("huggingface_hub.try_to_load_from_cache", lambda repository, file: None)
     monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", offline)
     said = one_line(lambda: load_open_clip("ViT-B-32", "openai"))
     for part in ("'openai' of ViT-B-32", "https://huggingface.co/", "no network here", "--clip-weights"):
