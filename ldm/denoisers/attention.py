@@ -24,7 +24,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None = None, backe
     q, k = q.to(v.dtype), k.to(v.dtype)  # under autocast a norm may return float32
     if backend == "auto":
         backend = _fastest(q, k)
-    if backend == "xformers" and _xformers_runs(q.device):
+    if backend == "xformers" and _xformers_runs(q.device, q.dtype, q.shape[-1]):
         return _xformers(q, k, v, mask)
     if backend == "math":
         return _math(q, k, v, mask)
@@ -55,6 +55,7 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
     bias = None
     if mask is not None:
         rows, heads, queries, keys = *q.shape[:3], k.shape[2]
+        mask = mask[(None,) * (4 - mask.ndim)]
         # The kernel wants the bias of every pair, in rows that begin at multiples of 8 elements.
         bias = q.new_zeros(*mask.shape[:3], -(-keys // 8) * 8)[..., :keys]
         bias = bias.masked_fill_(~mask, -torch.inf).expand(rows, heads, queries, keys)  # (B, h, N, L)
@@ -63,14 +64,20 @@ def _xformers(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
 
 
 @cache
-def _xformers_runs(device: torch.device) -> bool:
-    """Whether xformers attends on ``device``; its wheel is built for one version of torch and has no CPU kernels."""
+def _xformers_runs(device: torch.device, dtype: torch.dtype, width: int) -> bool:
+    """Whether xformers attends on ``device``, with and without a mask.
+
+    Its wheel is built for one version of torch and has no CPU kernels; in half precision it wants heads of a ``width``
+    that is a multiple of 8.
+    """
     try:
-        one = torch.zeros(1, 1, 8, 8, device=device)
-        _xformers(one, one, one, None)
+        one = torch.zeros(1, 1, 8, width, device=device, dtype=dtype)
+        for mask in (None, torch.ones(1, 8, device=device, dtype=torch.bool)):
+            _xformers(one, one, one, mask)
     except (ImportError, NotImplementedError, RuntimeError, OSError, ValueError) as error:
         reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-        warnings.warn(f"xformers does not run on {device}: {reason}; using sdpa attention", stacklevel=2)
+        heads = f"for heads of {width} in {str(dtype).removeprefix('torch.')}"
+        warnings.warn(f"xformers does not run on {device}: {reason}; using sdpa attention {heads}", stacklevel=2)
         return False
     return True
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.files import load_weights, save_tensors
-from ldm.text.clip import ClipConfig
+from ldm.text.clip import ClipConfig, look
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -51,8 +51,7 @@ class ClipPicture(nn.Module):
         if images.shape[2:] != (size, size):
             height, width = images.shape[2:]
             raise ValueError(f"CLIP knows pictures of {size} x {size} here; this one is {height} x {width}: resize it")
-        embedding: Tensor = self.tower(images)
-        return nn.functional.normalize(embedding, dim=1)
+        return nn.functional.normalize(look(self.tower, images), dim=1)
 
     @staticmethod
     def from_clip(clip: "CLIP", config: ClipConfig, image_size: int) -> "ClipPicture":
@@ -64,7 +63,7 @@ class ClipPicture(nn.Module):
 
     def save(self, folder: Path, dtype: torch.dtype | None = None) -> None:
         """Write ``config.json`` and ``picture.safetensors``, in ``dtype`` where given."""
-        (folder / DESCRIPTION).write_text(json.dumps(asdict(self.architecture)) + "\n")
+        (folder / DESCRIPTION).write_text(json.dumps(asdict(self.architecture)) + "\n", encoding="utf-8")
         save_tensors(self.tower.state_dict(), folder / WEIGHTS, dtype)
 
     @staticmethod
@@ -72,7 +71,7 @@ class ClipPicture(nn.Module):
         """The tower that ``save`` wrote, in float32; ValueError names the file that does not fit."""
         path = folder / DESCRIPTION
         try:
-            picture = ClipPicture(PictureArchitecture(**json.loads(path.read_text())))
+            picture = ClipPicture(PictureArchitecture(**json.loads(path.read_text(encoding="utf-8"))))
         except (OSError, ValueError, TypeError) as error:
             raise ValueError(f"{path} does not describe a picture tower: {error}") from error
         load_weights(picture.tower, folder / WEIGHTS)

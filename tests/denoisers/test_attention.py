@@ -75,3 +75,21 @@ def test_xformers_that_does_not_run_falls_back_with_one_warning_that_says_why() 
     assert len(caught) == 1
     assert "xformers does not run on cpu: " in str(caught[0].message)
     torch.testing.assert_close(outs[-1], attention(q, k, v, None, "sdpa"))
+
+
+def test_xformers_is_left_for_those_heads_alone_that_it_does_not_take(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in half precision on a GPU, where their width must be a multiple of 8."""
+
+    def picky(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        if q.shape[-1] % 8:
+            raise NotImplementedError("query.shape[-1] % 8 != 0")
+        return torch.full_like(q, 7.0)
+
+    module._xformers_runs.cache_clear()
+    monkeypatch.setattr(module, "_xformers", picky)
+    assert (attention(*draw(), None, "xformers") == 7).all()
+    narrow = [part[..., :6] for part in draw()]
+    with pytest.warns(UserWarning, match=r"8 != 0; using sdpa attention for heads of 6 in float32"):
+        out = attention(*narrow, None, "xformers")
+    torch.testing.assert_close(out, attention(*narrow, None, "sdpa"))
+    module._xformers_runs.cache_clear()
