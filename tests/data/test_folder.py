@@ -105,6 +105,15 @@ def test_no_folder_and_no_pictures_are_errors_that_name_the_path(tmp_path: Path)
         config(tmp_path).build("train")
 
 
+def test_a_caption_of_metadata_may_hold_any_character_that_json_may(tmp_path: Path) -> None:
+    """Separators of lines stand in captions taken from pages of the web; here too they part one from the next."""
+    paint(tmp_path / "a.png")
+    line = json.dumps({"file_name": "a.png", "text": "one\u2028two\u2029three\u0085four"}, ensure_ascii=False)
+    (tmp_path / "metadata.jsonl").write_text(line + "\r\n", "utf-8")
+    (found,) = captions(tmp_path, val_share=0)
+    assert found in ("one", "two", "three", "four")
+
+
 @pytest.mark.parametrize("name", ["../b.png", "/etc/b.png", "sub/../../b.png"])
 def test_metadata_that_leads_out_is_refused(tmp_path: Path, name: str) -> None:
     """Fault 28."""

@@ -10,7 +10,7 @@ from archives import write_tar
 from PIL import Image
 from torch.utils.data import DataLoader
 
-from ldm.data.loader import first_batches
+from ldm.data.loader import batches, first_batches
 from ldm.data.stream import Stream, StreamConfig
 from ldm.data.transforms import to_tensor
 from ldm.types import Sample
@@ -258,3 +258,24 @@ def test_more_workers_than_archives_is_an_error_with_the_numbers(tmp_path: Path)
 def test_a_pickled_stream_gives_the_same_samples(tmp_path: Path) -> None:
     stream = build(write_shards(tmp_path))
     assert take(pickle.loads(pickle.dumps(stream)), 15) == take(stream, 15)
+
+
+def captions_of(urls: str, count: int, **options: int) -> list[list[str]]:
+    return [batch.captions for batch in islice(batches(build(urls), 4, seed=0, **options), count)]
+
+
+def test_a_training_that_goes_on_begins_with_another_shuffle(tmp_path: Path) -> None:
+    urls = write_shards(tmp_path)
+    stream = build(urls)
+    stream.epoch = 3
+    found = [caption for batch in captions_of(urls, 3, start=3) for caption in batch]
+    assert found == [sample.caption for sample in islice(stream, 12)]
+    assert captions_of(urls, 3, start=3) != captions_of(urls, 3, start=0)
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_batches_of_a_stream_are_full_and_never_end(tmp_path: Path, workers: int) -> None:
+    """15 pictures are three batches a pass."""
+    found = captions_of(write_shards(tmp_path), 9, workers=workers)
+    assert [len(batch) for batch in found] == [4] * 9
+    assert len({caption for batch in found for caption in batch}) == 15

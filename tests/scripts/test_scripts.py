@@ -705,3 +705,18 @@ def test_a_model_of_a_smaller_world_is_scored_on_that_too(chain, tmp_path):
     status, printed, errors = call("evaluate.py", model, "--prompts-per-category", 1, "--out", tmp_path / "report")
     assert status == 0, errors
     assert "training pictures can show what" in printed and " of the 10 prompts say" in printed
+
+
+def test_what_is_filled_is_the_box_and_nothing_else(chain, tmp_path):
+    picture, out = tmp_path / "red.png", tmp_path / "out.png"
+    Image.new("RGB", (64, 64), "red").save(picture)
+    options = ("--image", picture, "--prompt", "a star", "--ckpt", chain.model, "--box", "0,8,16,40", "--out", out)
+    status, _, errors = call("edit.py", "fill", *options)
+    assert status == 0, errors
+    hole, filled = (pixels(out)[2:66, left : left + 64] for left in (2, 68))
+    inside = np.zeros((64, 64), bool)
+    inside[8:40, 0:16] = True  # rows, columns
+    for panel in (hole, filled):
+        assert (panel[~inside] == [255, 0, 0]).all()
+    assert (abs(hole[inside] - 127.5) <= 1).all()
+    assert (filled[inside] != [255, 0, 0]).any() and filled[inside].std() > 0

@@ -1,6 +1,7 @@
 """The first stage's loss: what the network is given, what it is compared with, what is added; and its going on."""
 
 from dataclasses import replace
+from math import log10
 from pathlib import Path
 
 import pytest
@@ -275,3 +276,13 @@ def test_a_base_of_another_codebook_is_refused(tiny, tmp_path):
     run = load(Run, None, [*overrides, "bottleneck.codes=8", f"base={tmp_path}"])
     with pytest.raises(ValueError, match="has an autoencoder of other settings"):
         start_autoencoder(run, run.autoencoder.build(run.bottleneck.build(8)))
+
+
+def test_the_logged_psnr_and_l1_are_those_of_all_held_out_pictures():
+    made = task()
+    made.held_out = [Batch(batch.image[:count], batch.captions[:count]) for batch in made.held_out for count in (1, 3)]
+    images = torch.cat([batch.image for batch in made.held_out])
+    with torch.no_grad():
+        found, error = made.validate(made.network), made.network.decode(made.network.encode(images)) - images
+    assert found["psnr"] == pytest.approx(10 * log10(4 / error.square().mean()), abs=1e-3)
+    assert found["l1"] == pytest.approx(float(error.abs().mean()), rel=1e-4)

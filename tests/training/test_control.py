@@ -11,12 +11,14 @@ from conftest import UNET
 from PIL import Image
 
 from ldm.config import load
+from ldm.data.hints import HINTS
 from ldm.denoisers.control import Controlled
 from ldm.files import BrokenFile, read_tensors
 from ldm.folders import load_control, load_model, shipped_model
 from ldm.run import Run
-from ldm.stages import train_control, train_ldm
+from ldm.stages import control, train_control, train_ldm
 from ldm.training.log import read
+from ldm.types import Batch
 
 CPU = torch.device("cpu")
 
@@ -165,3 +167,37 @@ def test_a_mistake_in_tracing_is_told_in_one_line(run, tmp_path, options, says):
     given = [option.format(out=run.out) for option in options]
     assert_one_line(call("edit.py", "trace", *common, *given), says.format(out=run.out))
     assert not out.exists()
+
+
+def traced(run, out, *options):
+    """The result of edit.py trace with seed 5, as numbers (64, 64, 3)."""
+    picture = out.with_name("square.png")
+    Image.fromarray(np.pad(np.full((32, 32, 3), 255, np.uint8), ((16, 16), (16, 16), (0, 0)))).save(picture)
+    common = ("--image", picture, "--prompt", "a star", "--ckpt", f"{run.out}/model", "--seed", 5, "--n_samples", 1)
+    common = (*common, "--out", out)
+    status, _, errors = call("edit.py", "trace", "--control", f"{run.out}/control", *options, *common)
+    assert status == 0, errors
+    return np.asarray(Image.open(out))[2:66, -66:-2].astype(int)
+
+
+def test_a_trace_of_no_weight_is_the_models_own_picture_and_one_of_more_is_not(run, tmp_path):
+    options = ("--prompt", "a star", "--ckpt", f"{run.out}/model", "--seed", 5, "--outdir", tmp_path)
+    assert call("txt2img.py", *options)[0] == 0
+    own = np.asarray(Image.open(tmp_path / "00000.png")).astype(int)
+    assert abs(traced(run, tmp_path / "none.png", "--control-scale", 0) - own).max() <= 1
+    assert abs(traced(run, tmp_path / "much.png", "--control-scale", 30) - own).max() > 1
+
+
+def test_each_picture_is_followed_by_its_own_hint(run, monkeypatch, tmp_path):
+    found, told = [], []
+    monkeypatch.setattr(control, "run_training", lambda task, *_: found.append(task))
+    train_control(load(Run, None, [*UNET, f"base={run.out}/model", f"out={tmp_path}", "control.hint=gray"]), CPU)
+    (task,) = found
+    batch = next(task.batches(0, 0, 1))
+    task.objective = lambda network, *given: told.append(given) or torch.zeros(1)
+    task.loss(task.network, batch, 0, 0)
+    ((latent, asked, *_),) = told
+    for row in range(len(batch.captions)):
+        alone = Batch(batch.image[row : row + 1], batch.captions[row : row + 1])
+        torch.testing.assert_close(latent[row], task.model.encode(alone).latent[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(asked.hint[row], HINTS["gray"].of(alone.image)[0].expand_as(asked.hint[row]))

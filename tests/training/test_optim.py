@@ -203,3 +203,23 @@ def test_an_older_torch_that_cannot_tell_stays_with_float32(monkeypatch):
 @pytest.mark.parametrize("asked", ["fp32", "bf16", "fp16"])
 def test_a_precision_that_is_asked_for_is_taken(asked):
     assert resolve_precision(asked, torch.device("cpu")) == asked
+
+
+def test_adamw_takes_the_betas_asked_for():
+    layer, rates = nn.Linear(2, 1, bias=False), (0.5, 0.7)
+    opt = optimizer(layer, TrainConfig(optimizer="adamw", lr=0.1, betas=[*rates], weight_decay=0.0))
+    expected, mean, square = layer.weight.detach().clone(), torch.zeros(1, 2), torch.zeros(1, 2)
+    for step, gradient in enumerate((torch.tensor([[1.0, -3.0]]), torch.tensor([[-2.0, 0.5]])), start=1):
+        layer.weight.grad = gradient.clone()
+        opt.step()
+        mean = rates[0] * mean + (1 - rates[0]) * gradient
+        square = rates[1] * square + (1 - rates[1]) * gradient**2
+        root = (square / (1 - rates[1] ** step)).sqrt() + 1e-8
+        expected = expected - 0.1 * mean / (1 - rates[0] ** step) / root
+        torch.testing.assert_close(layer.weight.detach(), expected)
+
+
+def test_muon_takes_momentum_iterations_and_betas_as_asked():
+    opt = optimizer(nn.Linear(4, 4), TrainConfig(optimizer="muon", betas=[0.5, 0.7], muon_iterations=3))
+    asked = {"momentum": 0.95, "nesterov": True, "ns_steps": 3, "betas": (0.5, 0.7)}
+    assert [{name: group[name] for name in asked} for group in opt.param_groups] == [asked] * len(opt.param_groups)
