@@ -41,7 +41,9 @@ def main() -> None:
     for name, points in (shares | joined).items():
         print(name + ": " + ", ".join(f"{told(point)} after {minutes:.1f} min" for minutes, point in points.items()))
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(curve(shares | joined, "minutes of training the denoiser", "share of right pictures"))
+    args.out.write_text(
+        curve(shares | joined, "minutes of training the denoiser", "share of right pictures"), encoding="utf-8"
+    )
 
 
 def told(point: Point) -> str:

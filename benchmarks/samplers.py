@@ -118,7 +118,7 @@ class Kept:
         if not path.exists():
             return
         try:
-            stored = json.loads(path.read_text())
+            stored = json.loads(path.read_text(encoding="utf-8"))
             then, rows = dict(stored["of"]), stored["rows"]
             self.settings = {name: row["settings"] for name, row in rows.items()}
             self.found = {name: [Point(**point) for point in row["points"]] for name, row in rows.items()}
@@ -135,7 +135,7 @@ class Kept:
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         written = self.path.with_suffix(".partial")
-        written.write_text(json.dumps({"of": self.of, "rows": rows}, indent=1) + "\n")
+        written.write_text(json.dumps({"of": self.of, "rows": rows}, indent=1) + "\n", encoding="utf-8")
         written.replace(self.path)
 
 

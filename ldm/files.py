@@ -54,7 +54,7 @@ def whole_folder(folder: Path) -> Iterator[Path]:
         yield staged
         files = sorted(path for path in staged.rglob("*") if path.is_file())
         hashes = {path.relative_to(staged).as_posix(): _hash(path) for path in files}
-        (staged / MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n")
+        (staged / MANIFEST).write_text(json.dumps(hashes, indent=1) + "\n", encoding="utf-8")
         for name in (*hashes, MANIFEST):
             (staged / name).chmod(0o666 & ~_umask())  # safetensors writes mode 0600
         _keep_notes(folder, staged)
@@ -176,7 +176,7 @@ def check_folder(folder: Path) -> None:
 def _hashes(folder: Path) -> dict[str, str]:
     """The manifest of ``folder``: hashes by the names of files within it; BrokenFile where it is anything else."""
     try:
-        hashes = json.loads((folder / MANIFEST).read_text())
+        hashes = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         if not (isinstance(hashes, dict) and hashes and all(isinstance(wanted, str) for wanted in hashes.values())):
             raise ValueError("it names no files and their hashes")
         for name in hashes:
@@ -242,6 +242,8 @@ def _hash(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
+    if sys.platform == "win32":  # which opens no folder, and flushes no file that is open for reading alone
+        return
     handle = os.open(path, os.O_RDONLY)
     try:
         os.fsync(handle)

@@ -56,7 +56,7 @@ def is_model(folder: Path) -> bool:
 
 def save_autoencoder(network: Autoencoder, run: Run, folder: Path) -> None:
     with whole_folder(folder) as staged:
-        (staged / CONFIG).write_text(to_yaml(run))
+        (staged / CONFIG).write_text(to_yaml(run), encoding="utf-8")
         save_tensors(network.state_dict(), staged / "autoencoder.safetensors", torch.float16)
 
 
@@ -68,7 +68,7 @@ def save_text(text: ClipText, folder: Path) -> None:
 def save_picture(picture: ClipPicture, text: str, folder: Path) -> None:
     """Write the folder of CLIP's picture tower; ``text`` is the fingerprint of the text encoder beside it."""
     with whole_folder(folder) as staged:
-        (staged / MADE_FROM).write_text(json.dumps({"text encoder": text}) + "\n")
+        (staged / MADE_FROM).write_text(json.dumps({"text encoder": text}) + "\n", encoding="utf-8")
         picture.save(staged, torch.float16)
 
 
@@ -76,7 +76,7 @@ def save_model(model: TextToImage, run: Run, folder: Path) -> None:
     """Write the model folder at once, or leave the one that is there."""
     assert isinstance(model.text, ClipText)
     with whole_folder(folder) as staged:
-        (staged / CONFIG).write_text(to_yaml(run))
+        (staged / CONFIG).write_text(to_yaml(run), encoding="utf-8")
         save_tensors(model.denoiser.state_dict(), staged / "denoiser.safetensors", torch.float16)
         save_autoencoder(model.autoencoder, run, staged / "autoencoder")
         save_text(model.text, staged / "text")
@@ -102,8 +102,8 @@ def _save_part(name: str, network: nn.Module, run: Run, made_from: dict[str, str
 
 
 def _write_part(name: str, network: nn.Module, run: Run, made_from: dict[str, str], folder: Path) -> None:
-    (folder / CONFIG).write_text(to_yaml(run))
-    (folder / MADE_FROM).write_text(json.dumps(made_from) + "\n")
+    (folder / CONFIG).write_text(to_yaml(run), encoding="utf-8")
+    (folder / MADE_FROM).write_text(json.dumps(made_from) + "\n", encoding="utf-8")
     save_tensors(network.state_dict(), folder / f"{name}.safetensors", torch.float16)
 
 
@@ -117,7 +117,7 @@ def load_classifier(folder: str | Path, model: TextToImage) -> Classifier:
     folder = Path(folder)
     check_folder(folder)
     run = load(Run, folder / CONFIG)
-    made_from = json.loads((folder / MADE_FROM).read_text())
+    made_from = json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))
     check_same(model, made_from["autoencoder"], run.schedule.build(), str(folder))
     network = run.classifier.build(model.autoencoder.channels)
     load_weights(network, folder / "classifier.safetensors")
@@ -137,7 +137,7 @@ def load_prior(folder: Path, autoencoder: Autoencoder) -> CodePrior:
         ValueError: it knows the codes of another autoencoder, or this one has none.
     """
     check_folder(folder)
-    if json.loads((folder / MADE_FROM).read_text())["autoencoder"] != latent_fingerprint(autoencoder):
+    if json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))["autoencoder"] != latent_fingerprint(autoencoder):
         raise ValueError(f"{folder} was trained on the codes of another autoencoder; train one with train_prior.py")
     network = load(Run, folder / CONFIG).prior.build(num_codes(autoencoder.bottleneck))
     load_weights(network, folder / "prior.safetensors")
@@ -160,7 +160,7 @@ def load_control(folder: Path, model: TextToImage) -> tuple[ControlNet, Run]:
     """
     check_folder(folder)
     run, unet = load(Run, folder / CONFIG), unet_of(model)
-    made_from, own = json.loads((folder / MADE_FROM).read_text()), model_fingerprints(model)
+    made_from, own = json.loads((folder / MADE_FROM).read_text(encoding="utf-8")), model_fingerprints(model)
     check_same(model, made_from["autoencoder"], run.schedule.build(), str(folder))
     process = run.process.build(model.process.schedule)
     if made_from["text encoder"] != own["text encoder"] or process != model.process:
@@ -200,7 +200,9 @@ def unclip_fingerprint(unclip: Unclip) -> str:
 def check_same(model: TextToImage, autoencoder: str, schedule: Schedule, whose: str) -> None:
     """Raise ValueError unless the latents and noise levels of ``whose`` network are those of ``model``."""
     if autoencoder != latent_fingerprint(model.autoencoder):
-        raise ValueError(f"{whose} was trained on the latents of another autoencoder; train one for this model")
+        raise ValueError(
+            f"{whose} was trained on the latents of another autoencoder; name its model (--ckpt), or train one for this"
+        )
     for t in (0.1, 0.5, 0.9):
         for a, b in zip(schedule.level(t), model.process.schedule.level(t), strict=True):
             if not isclose(float(a), float(b), rel_tol=1e-3):
@@ -259,7 +261,7 @@ def load_text(folder: Path, device: torch.device | str = "cpu") -> ClipText:
 def load_picture(folder: Path, text: ClipText, device: torch.device | str = "cpu") -> ClipPicture:
     """CLIP's picture tower in ``folder``, frozen; ValueError where it was not trained beside ``text``."""
     check_folder(folder)
-    if json.loads((folder / MADE_FROM).read_text())["text encoder"] != fingerprint(text):
+    if json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))["text encoder"] != fingerprint(text):
         raise ValueError(f"{folder} was trained beside another text encoder; train both with train_clip.py")
     return ClipPicture.load(folder).to(device)
 
@@ -272,7 +274,7 @@ def load_unclip(folder: Path, text: ClipText, device: torch.device | str = "cpu"
         ValueError: the prior reads another text encoder than ``text``.
     """
     check_folder(folder)
-    if json.loads((folder / MADE_FROM).read_text())["text encoder"] != fingerprint(text):
+    if json.loads((folder / MADE_FROM).read_text(encoding="utf-8"))["text encoder"] != fingerprint(text):
         raise ValueError(f"{folder} was trained on the words of another text encoder; train one with train_unclip.py")
     run, picture = load(Run, folder / CONFIG), load_picture(folder / "picture", text, device)
     prior = run.unclip.build(picture.architecture.output_dim, text)

@@ -67,7 +67,7 @@ def main() -> int:
     if args.json:
         timed = {"images_per_second": rate, "device": str(device), "hours": found.cache.pictures / rate / 3600}
         figures = {"fit": not found.reasons, **asdict(found), "encoding": {"model": str(folder), **timed}}
-        args.json.write_text(json.dumps(figures, indent=1) + "\n")
+        args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         print(f"written to {args.json}")
     return 1 if found.reasons else 0
 

@@ -3,7 +3,7 @@
 python scripts/edit.py vary     --image star.png --prompt "a blue star" --strength 0.6
 python scripts/edit.py reword   --image star.png --caption "a red star" --prompt "a blue star"
 python scripts/edit.py fill     --image star.png --box 0,32,64,64 --prompt "a red star and a ring"
-python scripts/edit.py trace    --image star.png --prompt "a blue star" --control runs/shapes/control
+python scripts/edit.py trace    --image star.png --prompt "a blue star" --control runs/edges/control
 python scripts/edit.py enlarge  --image star.png --prompt "a blue star" --control runs/enlarger/control
 python scripts/edit.py resemble --image star.png --prompt "" --ckpt runs/demo_unclip/model
 python scripts/edit.py restore  --image star.png --prompt "a red star" --operator downscale --amount 4

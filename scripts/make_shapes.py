@@ -81,7 +81,9 @@ def write_shards(pictures: Iterator[Picture], out: Path, shard_size: int) -> Non
             for number, (png, caption) in enumerate(held):
                 key = f"{shard:05d}{number:04d}"
                 tar.write({"__key__": key, "png": png, "txt": caption.encode(), "json": json_of(key, caption)})
-        (out / f"{shard:05d}_stats.json").write_text(json.dumps({"count": len(held), "successes": len(held)}))
+        (out / f"{shard:05d}_stats.json").write_text(
+            json.dumps({"count": len(held), "successes": len(held)}), encoding="utf-8"
+        )
         shard += 1
 
 

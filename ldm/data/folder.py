@@ -131,7 +131,8 @@ class CaptionPlaces:
 
 def metadata_lines(root: Path) -> Iterator[tuple[str, str]]:
     """The lines of ``metadata.jsonl`` that are not empty, each after its place, for messages."""
-    for number, line in enumerate((root / METADATA).read_text("utf-8-sig", errors="ignore").splitlines(), start=1):
+    # not ``splitlines``: JSON may hold U+2028 and its like in a caption
+    for number, line in enumerate((root / METADATA).read_text("utf-8-sig", errors="ignore").split("\n"), start=1):
         if line.strip():
             yield f"{root / METADATA}, line {number}", line
 

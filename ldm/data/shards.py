@@ -142,7 +142,7 @@ def index_shard(shard: Path) -> ShardIndex:
     file = shard.with_suffix(".idx.json")
     stat = shard.stat()
     try:
-        node = json.loads(file.read_text())
+        node = json.loads(file.read_text(encoding="utf-8"))
         rows = [Row(*row) for row in node.pop("rows")]
         index = ShardIndex(rows=rows, **node)
         if (index.size, index.mtime_ns, index.format) == (stat.st_size, stat.st_mtime_ns, FORMAT):
@@ -152,7 +152,7 @@ def index_shard(shard: Path) -> ShardIndex:
     index = scan(shard)
     temporary = file.with_name(f"{file.name}.{uuid4().hex}.tmp")
     try:
-        temporary.write_text(json.dumps(asdict(index)))
+        temporary.write_text(json.dumps(asdict(index)), encoding="utf-8")
         temporary.replace(file)
     except OSError as error:  # a read-only or full disk costs a scan at each start, no more
         log.warning("%s: the index cannot be kept (%s)", file, error)
@@ -241,7 +241,7 @@ def is_image(ending: str) -> bool:
 def num_written(shard: Path) -> int:
     """How many samples were written to ``shard`` by img2dataset's ``_stats.json`` beside it; 0 without one."""
     try:
-        return int(json.loads(shard.with_name(f"{shard.stem}_stats.json").read_text())["successes"])
+        return int(json.loads(shard.with_name(f"{shard.stem}_stats.json").read_text(encoding="utf-8"))["successes"])
     except (OSError, ValueError, TypeError, KeyError):
         return 0
 

@@ -60,7 +60,7 @@ class ClassifierTask(DataTask):
         by_time = {(band + 0.5) / BANDS: loss for band, loss in enumerate(self._by_time(network))}
         svg = curve({"loss": by_time}, "time: 0 data, 1 noise", "cross-entropy of a word, nats")
         picture.parent.mkdir(parents=True, exist_ok=True)
-        picture.with_suffix(".svg").write_text(svg)
+        picture.with_suffix(".svg").write_text(svg, encoding="utf-8")
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         assert isinstance(network, Classifier)

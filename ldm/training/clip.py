@@ -72,7 +72,7 @@ class ClipTask(DataTask):
         image, text, *_ = self._features(network, batch)
         nearest = (text[:8] @ image.T).topk(min(5, len(image)), dim=1).indices  # (8, 5)
         grid(batch.image[nearest.flatten().cpu()], columns=nearest.shape[1], path=picture)
-        picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n")
+        picture.with_suffix(".txt").write_text("\n".join(batch.captions[:8]) + "\n", encoding="utf-8")
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         self.save(*self._towers(network))

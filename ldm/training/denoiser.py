@@ -96,10 +96,10 @@ class DenoiserTask(DataTask):
         drawn = replace(self.model, denoiser=network)
         images = torch.cat([image for image, _ in drawn(self.prompts, size=self._size(), seed=0)])
         grid(images, columns=4, path=picture)
-        picture.with_suffix(".txt").write_text("\n".join(self.prompts) + "\n")
+        picture.with_suffix(".txt").write_text("\n".join(self.prompts) + "\n", encoding="utf-8")
         if self.use is not None:
             svg = curve(self.use.lines(), "time: 0 data, 1 noise", "validation loss")
-            picture.with_name(f"{picture.stem}-text-use.svg").write_text(svg)
+            picture.with_name(f"{picture.stem}-text-use.svg").write_text(svg, encoding="utf-8")
 
     def score(self, network: nn.Module) -> float | None:
         """The share of right pictures on the benchmark's prompts, None where there are none."""

@@ -251,7 +251,7 @@ class Trainer:
         if path is None:
             return 0
         check_seen(self.accelerator, path)
-        state = json.loads((path / "state.json").read_text())
+        state = json.loads((path / "state.json").read_text(encoding="utf-8"))
         if said := check(path, state, self.conditions, self.described, self.unread, self.start):
             self.accelerator.print(said)
         for learner in self.learners:

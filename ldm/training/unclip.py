@@ -120,7 +120,7 @@ class UnclipTask(DataTask):
         theirs = nn.functional.normalize(network.scaled(embeddings), dim=1)
         nearest = (drawn @ theirs.T).topk(min(NEAREST, len(theirs)), dim=1).indices  # (8, 5)
         grid(batch.image[nearest.flatten().cpu()], columns=nearest.shape[1], path=picture)
-        picture.with_suffix(".txt").write_text("\n".join(batch.captions[:SHOWN]) + "\n")
+        picture.with_suffix(".txt").write_text("\n".join(batch.captions[:SHOWN]) + "\n", encoding="utf-8")
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         assert isinstance(network, EmbeddingPrior)
