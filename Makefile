@@ -37,5 +37,6 @@ soak: .venv/installed
 fuzz: .venv/installed
 	LDM_FUZZ=2000 $(PY) -m pytest tests/test_fuzz.py
 
+# What was trained (runs/) and drawn (outputs/) stays.
 clean:
-	rm -rf .venv runs outputs
+	rm -rf .venv
