@@ -16,7 +16,8 @@ def keep_freed() -> None:
     """
     if sys.platform != "linux":
         return
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # PyTorch asks for large pages from 2 MB on
+    # PyTorch asks for large pages from 2 MB on, if it is told so before its first tensor: no module makes one on import
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     with suppress(OSError, AttributeError):  # another C library than glibc
         library = ctypes.CDLL(None)
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)

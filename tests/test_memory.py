@@ -1,10 +1,15 @@
 """The memory allocator of a program."""
 
+import os
 import sys
+from pathlib import Path
+from subprocess import run
 
 import pytest
 
 from ldm import memory
+
+LARGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
 
 @pytest.mark.parametrize("platform", ["linux", "darwin", "win32"])
@@ -26,6 +31,20 @@ def test_both_thresholds_are_taken(monkeypatch):
     monkeypatch.setattr(memory.ctypes, "CDLL", lambda name: Recording(library, asked))
     memory.keep_freed()
     assert asked == [(memory.TRIM_THRESHOLD, 1), (memory.MMAP_THRESHOLD, 1)]
+
+
+@pytest.mark.skipif(not LARGE.is_file() or "[never]" in LARGE.read_text(), reason="no large pages are to be had")
+def test_a_script_gets_large_pages_though_it_has_imported_everything():
+    """PyTorch would not ask for them any more once a module had made a tensor."""
+    lines = (
+        "import ldm.cli, ldm.stages, ldm.evaluation.evaluation, ldm.memory, torch",
+        "ldm.memory.keep_freed()",
+        "held = torch.ones(1 << 26)",
+        "print(next(line.split()[1] for line in open('/proc/self/smaps_rollup') if line.startswith('AnonHuge')))",
+    )
+    environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
+    done = run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, env=environment, check=True)
+    assert int(done.stdout) > 100_000  # kB, of 262,144
 
 
 class Recording:

@@ -21,7 +21,7 @@ PLACES = 4  # parts of the picture a side, each of which asks the tokens what is
 PIXELS = 4  # of the small picture a part and side
 DEPTH = 2  # transformer blocks
 Mean = Callable[[Tensor], Tensor]  # of a tensor over the processes; of one process, the tensor
-YCBCR = torch.tensor([[0.299, 0.587, 0.114], [-0.168736, -0.331264, 0.5], [0.5, -0.418688, -0.081312]])
+YCBCR = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
 class Layout(nn.Module):
@@ -53,7 +53,8 @@ def tints(image: Tensor, side: int, mean: Mean = torch.clone) -> Tensor:
     is coloured counts as much as what is bright: in plain red, green and blue a background of unknown brightness is
     most of the error, and no caption helps against it.
     """
-    mixed = torch.einsum("ij,bjhw->bihw", YCBCR.to(image), adaptive_avg_pool2d(image, side))  # (B, 3, side, side)
+    small = adaptive_avg_pool2d(image, side)
+    mixed = torch.einsum("ij,bjhw->bihw", image.new_tensor(YCBCR), small)  # (B, 3, side, side)
     centred = mixed - mean(mixed.mean(dim=(0, 2, 3), keepdim=True))
     return centred * (mean(centred.square().mean(dim=(0, 2, 3), keepdim=True)) + 1e-6).rsqrt()
 

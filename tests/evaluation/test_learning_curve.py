@@ -35,7 +35,8 @@ def test_minutes_are_those_of_the_steps_at_the_speed_that_each_stretch_had(tmp_p
         {"step": 50, "val_loss": 0.2},
         {"step": 50, "score": 0.4},
     ]
-    found = BENCHMARK.scores(run_with(tmp_path, lines))
+    run = run_with(tmp_path, lines)
+    found = BENCHMARK.scores(run, run)
     assert list(found) == pytest.approx([2.0, 3.0])
     assert list(found.values()) == [Share(10, 100), Share(40, 100)]
 
@@ -78,10 +79,25 @@ def test_a_run_by_itself_has_the_interval_of_its_pictures(tmp_path, monkeypatch,
 
 def test_a_run_without_scores_is_refused_with_the_way_out(tmp_path):
     with pytest.raises(ValueError, match=r"never scored; train it with train_ldm.score_every=500"):
-        BENCHMARK.scores(run_with(tmp_path, [{"step": 20, "images_per_second": 10.0}]))
+        run = run_with(tmp_path, [{"step": 20, "images_per_second": 10.0}])
+        BENCHMARK.scores(run, run)
 
 
 def test_a_score_of_another_number_of_pictures_is_refused(tmp_path):
     lines = [{"step": 20, "images_per_second": 10.0}, {"step": 20, "score": 0.123}]
     with pytest.raises(ValueError, match=r"a score of 0\.123 is none of 100 pictures"):
-        BENCHMARK.scores(run_with(tmp_path, lines))
+        run = run_with(tmp_path, lines)
+        BENCHMARK.scores(run, run)
+
+
+def test_the_minutes_may_be_those_of_another_run(tmp_path):
+    """Which was scored elsewhere, and logged at these steps."""
+    steps = [{"step": step, "images_per_second": speed} for step, speed in ((10, 10.0), (20, 20.0), (30, 30.0))]
+    clock = run_with(tmp_path / "clock", steps)
+    slow = [{"step": 20, "images_per_second": 1.0}, {"step": 20, "score": 0.4}]
+    run = run_with(tmp_path / "run", slow)
+    assert [*BENCHMARK.scores(run, clock)] == pytest.approx([1.5])
+    assert [*BENCHMARK.scores(run, run)] == pytest.approx([20.0])
+    other = run_with(tmp_path / "other", [{"step": 25, "score": 0.4}])
+    with pytest.raises(ValueError, match="clock has logged nothing at step 25, where .*other was scored"):
+        BENCHMARK.scores(other, clock)
