@@ -68,9 +68,12 @@ def scores(run: Path, clock: Path) -> dict[float, Share]:
 
     Raises:
         ValueError: the run has none, or its last configuration asks for another number of pictures than a score is of,
-            or the clock has none of its steps in its log.
+            or the clock trained another network or by other batches, or has logged nothing at a step that was scored.
     """
     made, minutes = load(Run, run / "model" / CONFIG), minutes_after(clock)
+    timed = load(Run, clock / "model" / CONFIG)
+    if (timed.denoiser, length(clock)) != (made.denoiser, length(run)):
+        raise ValueError(f"{clock} trained another network than {run}, or for another time, and cannot be its clock")
     total = len(scored_prompts(made))
     found: dict[float, Share] = {}
     for line in read(run / "training" / "denoiser" / "log.jsonl"):

@@ -242,9 +242,10 @@ def _hash(path: Path) -> str:
 
 
 def _sync(path: Path) -> None:
-    if sys.platform == "win32":  # which opens no folder, and flushes no file that is open for reading alone
+    windows = sys.platform == "win32"  # which opens no folder, and flushes no file that is open for reading alone
+    if windows and path.is_dir():
         return
-    handle = os.open(path, os.O_RDONLY)
+    handle = os.open(path, os.O_RDWR if windows else os.O_RDONLY)
     try:
         os.fsync(handle)
     finally:

@@ -3,7 +3,7 @@
 python scripts/convert.py export runs/shapes_sd/model --out runs/shapes_sd/diffusers
 python scripts/convert.py import stable-diffusion-v1-5 --out runs/sd15
 
-What goes either way is Stable Diffusion 1's layout: docs/diffusers.md.
+What goes either way is Stable Diffusion 1's layout, and in from there 2's too: docs/diffusers.md.
 """
 
 import argparse

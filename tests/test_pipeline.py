@@ -107,6 +107,7 @@ def test_half_precision_draws_what_autocast_alone_does_and_puts_the_weights_back
 
     def steer(denoise, prompts):
         seen.extend(layer.weight.dtype for layer in layers)
+        assert {weight.dtype for weight in weights} == {torch.float32}  # which others, such as DDP, may hold
         return denoise
 
     options = {"size": (16, 16), "sampling": TWO_STEPS.but("guidance.scale=4"), "precision": "bf16"}

@@ -27,7 +27,7 @@ from ldm.types import Batch, Condition, Key, TextEncoder
 
 DESCRIPTION = "cache.json"
 LAYOUT = 2  # rises when the files' layout changes
-CAPTIONS = 4_096  # of a file: as many states are held in memory before they are written
+CAPTIONS_A_FILE = 4_096  # as many states are held in memory before they are written
 
 
 class StaleCache(ValueError):
@@ -101,7 +101,7 @@ def _write_captions(folder: Path, captions: Iterable[str], text: TextEncoder, ba
     """Write what ``text`` says of ``captions``, ``batch`` of them at once; returns how many each file has."""
     counts: list[int] = []
     names = iter(captions)
-    while named := list(islice(names, CAPTIONS)):
+    while named := list(islice(names, CAPTIONS_A_FILE)):
         tokens, pooled, lengths = [], [], [0]
         for first in range(0, len(named), batch):
             cond = text(named[first : first + batch])
@@ -116,12 +116,12 @@ def _write_captions(folder: Path, captions: Iterable[str], text: TextEncoder, ba
 
 
 def cache_bytes(pictures: int, latent: tuple[int, int, int], captions: int, tokens: int, text: tuple[int, int]) -> int:
-    """The bytes of the tensors that ``write_cache`` writes; each file adds a header, of less than a kilobyte in all.
+    """The bytes of the tensors that ``write_cache`` writes; each file adds a header, of some hundred bytes.
 
     ``latent`` is (C, h, w) and ``text`` (D, P); ``captions`` counts distinct ones, ``tokens`` theirs without padding.
     """
     width, pooled = text
-    starts = captions + -(-captions // CAPTIONS)
+    starts = captions + -(-captions // CAPTIONS_A_FILE)
     return pictures * (2 * prod(latent) + 4) + 2 * (tokens * width + captions * pooled) + 8 * starts
 
 

@@ -1,18 +1,14 @@
 """Batches in an order that is a pure function of (seed, step, rank): a resumed run reads on where it stopped."""
 
-import atexit
-import multiprocessing
-import signal
 import sys
 from collections.abc import Iterator
-from functools import cache
-from multiprocessing import forkserver
 from typing import Any
 
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Sampler as TorchSampler
 
+from ldm.data.workers import begin_as_worker, prepare_to_fork
 from ldm.types import Batch, Key, Sample
 
 
@@ -80,13 +76,13 @@ def first_batches(dataset: Any, batch: int, count: int, workers: int = 0) -> Ite
 def _loader(dataset: Any, workers: int, **order: Any) -> DataLoader[Any]:
     forks = workers > 0 and sys.platform != "win32"
     if forks:
-        _prepare_for_workers()
+        prepare_to_fork()
     return DataLoader(
         dataset,
         num_workers=workers,
         collate_fn=getattr(dataset, "collate", collate),
         pin_memory=torch.cuda.is_available(),
-        worker_init_fn=_leave_signals_to_the_parent,
+        worker_init_fn=begin_as_worker,
         # a forked worker inherits the locks of its parent's threads; a fork server's has none
         multiprocessing_context="forkserver" if forks else None,
         **order,
@@ -113,29 +109,6 @@ def _read(loader: DataLoader[Any], workers: int) -> Iterator[Any]:
             raise
         last = str(error).strip().splitlines()[-1]  # after the traceback of the worker
         raise type(error)(last.partition(": ")[2]) from error
-
-
-def _leave_signals_to_the_parent(_: int) -> None:
-    """A terminal's Ctrl-C and a scheduler's SIGTERM reach workers too, and a parent that is to save needs them yet."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
-
-
-def _kill_daemons() -> None:
-    for process in multiprocessing.active_children():
-        if process.daemon:
-            process.kill()
-
-
-@cache
-def _prepare_for_workers() -> None:
-    """Before the first: its server, where none runs yet, is to be ``deaf``, and no worker may outlive this program.
-
-    At the end Python would ask those that are left to go, by SIGTERM, and wait for one that hangs for ever.
-    """
-    server: Any = forkserver._forkserver  # there is no other way to add to what somebody else has it import
-    multiprocessing.set_forkserver_preload([*server._preload_modules, "ldm.data.deaf"])
-    atexit.register(_kill_daemons)
 
 
 def collate(samples: list[Sample]) -> Batch:

@@ -37,7 +37,7 @@ class UNetConfig:
     transformer_depth: int = 1  # transformer blocks after each residual block
     pooled: bool = True  # the pooled text joins the time; else the tokens alone tell, as in Stable Diffusion 1
     text_depth: int = 0  # transformer blocks over the text, trained with the network, before the image attends to it
-    heads: int = 4  # attention heads at every level; but for
+    heads: int = 4  # attention heads at every level, where head_width is 0
     head_width: int = 0  # channels of each head, so that wider levels have more of them (ADM; Stable Diffusion 2: 64)
     qk_norm: bool = False  # RMSNorm of queries and keys: bounds the logits, which Muon at a high lr would let grow
     scale_shift: bool = False  # the time scales and shifts the second norm (ADM) instead of being added (LDM)

@@ -80,7 +80,9 @@ def check_supported(settings: Settings, expected: Mapping[str, Any], read: set[s
             continue
         differs = value != expected[key] if key in expected else bool(value)
         if differs:
-            raise ValueError(f"{source}: {key} {value!r} has no counterpart here; only Stable Diffusion 1's layout has")
+            raise ValueError(
+                f"{source}: {key} {value!r} has no counterpart here; only Stable Diffusion 1's and 2's have"
+            )
 
 
 def read_widths(settings: Settings, source: str) -> tuple[int, list[int]]:

@@ -13,9 +13,9 @@ from ldm.run import Run
 
 TIMES = 1_000  # a network is told thousandths of the time
 PREDICTIONS = {"eps": "epsilon", "v": "v_prediction", "x0": "sample"}  # of tables
-BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # where diffusers is told none; and where these of its classes are:
-OTHERS = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
-OTHER_BETAS = {"beta_start": 0.00085, "beta_end": 0.012}
+BETAS = {"beta_start": 0.0001, "beta_end": 0.02}  # the defaults of most of diffusers' schedulers
+BETAS_OF_HEUN = {"beta_start": 0.00085, "beta_end": 0.012}  # of these:
+HEUN = ("HeunDiscreteScheduler", "KDPM2DiscreteScheduler", "KDPM2AncestralDiscreteScheduler")
 OF_TABLES = [  # all that walk over a table of betas
     *("DDIMScheduler", "DDPMScheduler", "PNDMScheduler", "LMSDiscreteScheduler", "DEISMultistepScheduler"),
     *("EulerDiscreteScheduler", "EulerAncestralDiscreteScheduler", "HeunDiscreteScheduler"),
@@ -106,7 +106,7 @@ def config_of(theirs: Settings, source: str) -> tuple[ScheduleConfig, ProcessCon
         if value not in values:
             raise ValueError(f"{source}: {key} {value!r} has no counterpart here")
     name = tables[asked["beta_schedule"]]
-    betas = OTHER_BETAS if theirs["_class_name"] in OTHERS else BETAS
+    betas = BETAS_OF_HEUN if theirs["_class_name"] in HEUN else BETAS
     ends = {} if name == "cosine" else {key: theirs.get(key, usual) for key, usual in betas.items()}
     given = {"name": name, "zero_snr": bool(theirs.get("rescale_betas_zero_snr")), **ends}
     table = choose(SCHEDULES, given, source, SCHEDULES[name]())

@@ -129,8 +129,8 @@ def _known_settings(run: Run) -> dict[str, Any]:
     settings = to_dict(run)
     seen = {f"process.{name}": settings["process"][name] for name in ("target", "unit_input", "learned_variance")}
     seen["unclip.decoder"] = run.unclip.decoder
-    untold = ("heads", "head_width", "groups")  # by the weights
-    seen |= {f"denoiser.{name}": getattr(run.denoiser, name, 0) for name in untold}
+    in_no_weight = ("heads", "head_width", "groups")
+    seen |= {f"denoiser.{name}": getattr(run.denoiser, name, 0) for name in in_no_weight}
     return seen | {f"schedule.{name}": value for name, value in settings["schedule"].items()}
 
 

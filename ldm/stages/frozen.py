@@ -50,10 +50,10 @@ def frozen_stages(run: Run, device: torch.device, *, stand_in: bool = False) -> 
         ValueError: one in the run's folder, or the base's or the shipped one, has other settings than the run.
     """
     run, autoencoder = frozen_autoencoder(run, device, stand_in=stand_in)
-    return run, autoencoder, _frozen_text(run, device, stand_in)
+    return run, autoencoder, _frozen_text(run, device, stand_in=stand_in)
 
 
-def _frozen_text(run: Run, device: torch.device, stand_in: bool = False) -> ClipText:
+def _frozen_text(run: Run, device: torch.device, *, stand_in: bool = False) -> ClipText:
     if run.text.model:
         named: ClipText = run.text.build(run.data.size).to(device)
         return named

@@ -98,5 +98,5 @@ def load_optimizer(opt: Optimizer, network: nn.Module, tensors: dict[str, Tensor
             )
         place = places[parameter] if parameter in places else int(parameter)  # a number: of before there were names
         own = sharded_as(value, parameters[place])
-        state.setdefault(place, {})[name] = own.clone()  # no longer in the file's pages, which is removed some day
+        state.setdefault(place, {})[name] = own.clone()  # not the mapped file, which some disks would not remove
     opt.load_state_dict({"state": state, "param_groups": opt.state_dict()["param_groups"]})

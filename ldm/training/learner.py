@@ -42,12 +42,12 @@ class Learner:
             self.double = hollow(self.network)
             shard(self.network, self.accelerator.device)
         opt = optimizer(self.network, self.config)
+        self.schedule = learning_rate(opt, self.config, self.resumed)
         self.opt: Any = self.accelerator.prepare_optimizer(opt)
-        if self.checkpoint is not None:  # after that, which would put counters of steps onto the GPU
+        if self.checkpoint is not None:  # once it is prepared: that puts all of its state onto the GPU, counters too
             parameters = dict(self.network.named_parameters())
             held = checkpoint.read_part(self.checkpoint, f"{self.prefix}optimizer", parameters)
             checkpoint.load_optimizer(opt, self.network, held)
-        self.schedule = learning_rate(opt, self.config, self.resumed)
         network = torch.compile(self.network) if self.config.compile else self.network
         self.wrapped: nn.Module = self.network if self.config.shard else self.accelerator.prepare_model(network)
 

@@ -43,7 +43,7 @@ def write(folder, count, shard=5, batch=4):
 
 @pytest.mark.parametrize(("shard", "held"), [(1, 1), (3, 3), (4, 2), (5, 4), (13, 4_096), (100, 3)])
 def test_every_sample_is_found_again_across_the_boundaries_of_files(tmp_path, monkeypatch, shard, held):
-    monkeypatch.setattr(latents, "CAPTIONS", held)
+    monkeypatch.setattr(latents, "CAPTIONS_A_FILE", held)
     cache = write(tmp_path, 13, shard)
     images, captions = samples(13)
     assert len(cache) == 13
@@ -70,7 +70,7 @@ def test_a_caption_is_stored_once(tmp_path):
 
 def test_captions_are_written_as_they_are_encoded(tmp_path, monkeypatch):
     """A million of them would not fit into memory."""
-    monkeypatch.setattr(latents, "CAPTIONS", 2)
+    monkeypatch.setattr(latents, "CAPTIONS_A_FILE", 2)
     seen = []
 
     def watched(captions):
@@ -85,7 +85,7 @@ def test_captions_are_written_as_they_are_encoded(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("held", [2, 3, 100])
 def test_the_bytes_are_told_beforehand(tmp_path, monkeypatch, held):
-    monkeypatch.setattr(latents, "CAPTIONS", held)
+    monkeypatch.setattr(latents, "CAPTIONS_A_FILE", held)
     write(tmp_path, 13)
     found = [load_file(path) for path in tmp_path.glob("*.safetensors")]
     words = sum(len(caption.split()) + 1 for caption in set(CAPTIONS))

@@ -9,6 +9,7 @@ import time
 from contextlib import nullcontext, suppress
 from subprocess import Popen
 
+import psutil
 import pytest
 import torch
 from conftest import TINY
@@ -175,11 +176,35 @@ def test_a_sigterm_to_loader_workers_too_lets_the_step_be_ended_and_saved(tmp_pa
         os.killpg(script.pid, signal.SIGTERM)
         status = script.wait(GRACE)
     finally:
-        script.kill()
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
     words = (tmp_path / "said").read_text()
     step = re.search(r"stopped at step (\d+); the same command goes on from here", words)
     assert status == 143 and step, words
     assert newest(log.parent / "state").name == f"step-{int(step[1]):08d}"
+
+
+def test_loader_workers_go_with_a_training_that_is_killed(tmp_path):
+    """Fault 22: without a word to them, as where memory runs out."""
+    options = [*TINY, f"out={tmp_path}", "train_autoencoder.workers=1", "train_autoencoder.steps=100000"]
+    command = [sys.executable, SCRIPTS / "train_autoencoder.py", *options]
+    log = tmp_path / "training" / "autoencoder" / "log.jsonl"
+    with (tmp_path / "said").open("w") as said:
+        script = Popen(command, stdout=said, stderr=said, start_new_session=True)
+    try:
+        end = time.monotonic() + PATIENCE
+        while not read(log):
+            assert script.poll() is None and time.monotonic() < end, (tmp_path / "said").read_text()
+            time.sleep(0.05)
+        left = psutil.Process(script.pid).children(recursive=True)
+        assert len(left) >= 2  # a server and its worker
+        script.kill()
+        script.wait()
+        _, alive = psutil.wait_procs(left, timeout=GRACE)
+        assert not alive
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(script.pid, signal.SIGKILL)
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM])
