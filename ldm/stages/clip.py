@@ -38,7 +38,9 @@ def train_clip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     task = ClipTask(run.text, vocabulary, run.data.size, *data, config, save)
     if first and not start.scratch:
         kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(vocabulary.kept) + "\n", encoding="utf-8")
+        fresh = kept.with_suffix(".tmp")
+        fresh.write_text(json.dumps(vocabulary.kept) + "\n", encoding="utf-8")
+        fresh.replace(kept)  # at once: whoever is killed here has the old one
     run_training(task, config, run, device, {}, start)
     return folder
 

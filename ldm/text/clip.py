@@ -24,7 +24,7 @@ from ldm.types import Condition
 
 if TYPE_CHECKING:
     from open_clip import CLIP
-    from open_clip.transformer import ResidualAttentionBlock, TextTransformer, VisionTransformer
+    from open_clip.transformer import ResidualAttentionBlock, TextTransformer
 
 STATES = ("last", "penultimate", "words")
 PADDINGS = ("masked", "zeros", "ends")
@@ -202,19 +202,8 @@ def read(tower: "TextTransformer | CLIP", rows: Tensor, states: str = "last", *,
     return Condition(tokens, pooled, mask)
 
 
-def look(tower: "VisionTransformer", images: Tensor) -> Tensor:
-    """The embeddings (B, P) of ``images`` (B, 3, H, W) by a picture tower of CLIP's own design."""
-    patches = tower.conv1(images).flatten(2).mT  # (B, N, D)
-    first = tower.class_embedding.to(patches.dtype).expand(len(patches), 1, -1)
-    x = tower.ln_pre(torch.cat([first, patches], dim=1) + tower.positional_embedding.to(patches.dtype))  # (B, 1 + N, D)
-    for block in tower.transformer.resblocks:
-        x = _called(block, x)
-    embedding: Tensor = tower.ln_post(x[:, 0]) @ tower.proj
-    return embedding
-
-
-def _called(block: "ResidualAttentionBlock", x: Tensor, mask: Tensor | None = None) -> Tensor:
-    """What ``block`` makes of ``x`` (B, L, D), where ``mask`` (L, L) says who sees whom; None: all see all.
+def _called(block: "ResidualAttentionBlock", x: Tensor, mask: Tensor) -> Tensor:
+    """What ``block`` makes of ``x`` (B, L, D), where ``mask`` (L, L) says who sees whom.
 
     Its own call puts tokens before rows, of which PyTorch then multiplies one after another: on a CPU that takes 1.6
     times as long in float32, and ten times in bfloat16.

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, mse_loss, normalize, pixel_shuffle
 
-from ldm.text.clip import ClipConfig, build_clip, look, read
+from ldm.text.clip import ClipConfig, build_clip, read
 from ldm.text.vocabulary import Vocabulary
 
 PLACES = 4  # parts of the picture a side, each of which asks the tokens what is there
@@ -80,5 +80,5 @@ class TrainedClip(nn.Module):
     def forward(self, image: Tensor, rows: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         said = read(self.clip, rows, self.states)
         drawn = self.layout(said.tokens, said.mask) if self.layout is not None else None
-        features = normalize(look(self.clip.visual, image), dim=-1)  # (B, P)
+        features = self.clip.encode_image(image, normalize=True)  # (B, P)
         return features, normalize(said.pooled, dim=-1), self.clip.logit_scale.exp(), drawn

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ldm.files import load_weights, save_tensors
-from ldm.text.clip import ClipConfig, look
+from ldm.text.clip import ClipConfig
 
 if TYPE_CHECKING:
     from open_clip import CLIP
@@ -51,7 +51,8 @@ class ClipPicture(nn.Module):
         if images.shape[2:] != (size, size):
             height, width = images.shape[2:]
             raise ValueError(f"CLIP knows pictures of {size} x {size} here; this one is {height} x {width}: resize it")
-        return nn.functional.normalize(look(self.tower, images), dim=1)
+        embedding: Tensor = self.tower(images)
+        return nn.functional.normalize(embedding, dim=1)
 
     @staticmethod
     def from_clip(clip: "CLIP", config: ClipConfig, image_size: int) -> "ClipPicture":
