@@ -25,7 +25,8 @@ def prepare_to_fork() -> None:
 @cache
 def _prepare(_: int) -> None:
     server: Any = forkserver._forkserver
-    listed = server._preload_modules  # there is no public way to add to what others have the server import
+    # there is no public way to add to what others have the server import
+    listed = getattr(server, "_preload_modules", ["__main__"])
     multiprocessing.set_forkserver_preload([*(name for name in listed if name != SERVER), SERVER])
     # at its end multiprocessing asks workers to go, by SIGTERM, and waits for ever for one that does not
     Finalize(None, _kill_daemons, exitpriority=100)
