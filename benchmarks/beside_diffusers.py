@@ -115,8 +115,9 @@ def parts(ours: TextToImage, theirs: Any, prompts: list[str], steps: int, precis
     x = noise.repeat(2, 1, 1, 1)
     place = torch.tensor(500, device=device)
     told = torch.full((len(x),), 0.501, device=device)
+    network: Any = ours.denoiser
     with torch.inference_mode(), ours.autocast(precision):
-        prepared = ours.denoiser.prepare(both)  # once a picture here, at every step there
+        prepared = network.prepare(both)  # once a picture here, at every step there
     sampling = ours.sampling.but(
         "sampler=ddim", "grid=uniform", f"sample.steps={steps}", f"sample.batch={count}",
         f"guidance.scale={SCALE}", "guidance.interval=[0,1]",

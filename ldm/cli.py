@@ -16,7 +16,7 @@ from ldm.config import load, to_yaml
 from ldm.diffusion.guidance import GuidanceConfig
 from ldm.files import make_writable
 from ldm.folders import load_classifier, load_model
-from ldm.memory import keep_freed
+from ldm.memory import keep_freed, ran_out
 from ldm.pipeline import DTYPES, Steer, TextToImage
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
@@ -261,6 +261,12 @@ def one_line_errors() -> Iterator[None]:
         sys.exit(143)
     except (ValueError, OSError, FloatingPointError) as error:
         print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        sys.exit(2)
+    except (RuntimeError, MemoryError) as error:
+        if not (words := ran_out(error)):
+            raise
+        way_out = "a smaller batch (of a training with more accumulate), or of large pictures a smaller tile"
+        print(f"error: memory ran out ({words}); try {way_out}", file=sys.stderr)
         sys.exit(2)
 
 

@@ -289,8 +289,9 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     Raises:
         BrokenFile: there is no model, or a file is missing, damaged or of another shape.
     """
-    if not settled(folder) or not (folder / CONFIG).is_file():
-        raise BrokenFile(f"{folder} is not a model folder: it has no {CONFIG}; train one with scripts/train_ldm.py")
+    if not is_model(folder):
+        way_out = f"give {folder / 'model'}" if is_model(folder / "model") else "train one with scripts/train_ldm.py"
+        raise BrokenFile(f"{folder} is not a model folder: it has no {CONFIG}; {way_out}")
     check_folder(folder)
     run = load(Run, folder / CONFIG)
     autoencoder, _ = load_autoencoder(folder / "autoencoder", device)

@@ -1,4 +1,4 @@
-"""What the memory allocator of a program is told, where it is glibc's."""
+"""Memory of a program: what glibc's allocator is told, and by which errors torch says that there is none left."""
 
 import ctypes
 import os
@@ -6,6 +6,7 @@ import sys
 from contextlib import suppress
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
+NO_MEMORY = ("out of memory", "allocate memory", "bad alloc")  # what torch's errors say where there is none left
 
 
 def keep_freed() -> None:
@@ -22,3 +23,11 @@ def keep_freed() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(TRIM_THRESHOLD, 2**31 - 1)
         library.mallopt(MMAP_THRESHOLD, 2**25)  # the most that it takes
+
+
+def ran_out(error: Exception) -> str:
+    """What ``error`` says where it is that memory ran out, which torch tells as RuntimeError; else nothing."""
+    words = str(error).splitlines()[0] if str(error) else "out of memory"
+    if isinstance(error, MemoryError):
+        return words
+    return words if isinstance(error, RuntimeError) and any(part in words for part in NO_MEMORY) else ""

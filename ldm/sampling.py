@@ -24,9 +24,9 @@ class SampleConfig:
     clip: float = 0.0  # x0 is cut to [-clip, clip] in every step: 1 is DDPM's, for pixels; 0 is off
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch"):
+        for name, usual in (("steps", 50), ("batch", 16)):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)} is not at least 1")
+                raise ValueError(f"{name} {getattr(self, name)} is not at least 1; try {name}={usual}")
         if self.tile < 0:
             raise ValueError(f"tile {self.tile} is not at least 0; try tile=512, or tile=0 for the whole")
         if not 0 <= self.clip < inf:

@@ -222,6 +222,12 @@ def check_together(args: argparse.Namespace) -> None:
         raise ValueError("--classifier-form mean goes by the levels of one grid; leave out --sweep, or the form")
     if args.sweep_prompts is not None and (args.prompts or not args.sweep):
         raise ValueError(f"--sweep-prompts {args.sweep_prompts} are of a --sweep without --prompts; leave them out")
+    if args.clip and args.clip_run:
+        raise ValueError("--clip and --clip-run name a CLIP each, and the score is of one; leave one out")
+    if args.images and args.lpips:
+        raise ValueError("--lpips is of an autoencoder's pictures, and --images have none; leave it out")
+    if args.write_prompts and (args.model or args.images or args.sweep or args.general):
+        raise ValueError("--write-prompts scores nothing; leave out the model, --images and --sweep")
     if args.clip_weights and not args.clip:
         raise ValueError("--clip-weights are of the model that --clip names; give --clip ViT-B-32 or another")
 
@@ -253,7 +259,8 @@ def tell(report: Report) -> None:
     """Print the score by category and attribute, the other metrics, and what to know of them."""
     score = report.marked.score
     for name, share in [*score.categories.items(), *score.attributes.items()]:
-        print(f"{name:>18} {100 * share.value:5.1f} %")
+        low, high = share.interval
+        print(f"{name:>18} {100 * share.value:5.1f} % of {share.total} ({100 * low:.1f} to {100 * high:.1f})")
     for title, numbers in report.tables.items():
         shown = [f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, int | float)]
         print(f"{title}: {', '.join(shown)}")

@@ -10,7 +10,7 @@ img2dataset does, each with a _stats.json that says how many samples it holds. d
 import argparse
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from pathlib import Path
 
@@ -66,13 +66,13 @@ def draw_all(config: ShapesConfig) -> Iterator[Picture]:
         yield png.getvalue(), sample.caption
 
 
-def write_folder(pictures: Iterator[Picture], out: Path) -> None:
+def write_folder(pictures: Iterable[Picture], out: Path) -> None:
     for number, (png, caption) in enumerate(pictures):
         (out / f"{number:06d}.png").write_bytes(png)
         (out / f"{number:06d}.txt").write_text(f"{caption}\n", "utf-8")
 
 
-def write_shards(pictures: Iterator[Picture], out: Path, shard_size: int) -> None:
+def write_shards(pictures: Iterable[Picture], out: Path, shard_size: int) -> None:
     pictures = iter(pictures)
     shard = 0
     while held := list(islice(pictures, shard_size)):

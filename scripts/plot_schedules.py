@@ -10,6 +10,7 @@ among them the one that was learned of the shipped model (scripts/learn_schedule
 import argparse
 from itertools import cycle
 from pathlib import Path
+from typing import Any
 
 import matplotlib
 
@@ -25,10 +26,10 @@ from ldm.run import Run
 
 POINTS = 801  # of each curve
 CLIP = 20  # largest log SNR that is drawn, and smallest with a minus
-COLOURS = [*matplotlib.colormaps["tab10"].colors, "black"]
+COLOURS = [*(f"C{number}" for number in range(10)), "black"]
 TABLE, CLOSED, CHANGED = "-", (0, (5, 2)), (0, (1, 1.5))  # matplotlib's kinds of line
 LEARNED = Path(__file__).parents[1] / "configs" / "shapes_learned.yaml"
-VARIANTS = {  # schedules with a value that is not the default
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {  # schedules with a value that is not the default
     "scaled_linear, zero_snr=true": ("scaled_linear", {"zero_snr": True}),  # Lin et al. 2023, arXiv:2305.08891
     "flow, shift=3": ("flow", {"shift": 3.0}),  # SD3, Esser et al. 2024, arXiv:2403.03206
 }

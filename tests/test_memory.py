@@ -6,8 +6,9 @@ from pathlib import Path
 from subprocess import run
 
 import pytest
+import torch
 
-from ldm import memory
+from ldm import cli, memory
 
 LARGE = Path("/sys/kernel/mm/transparent_hugepage/enabled")
 
@@ -45,6 +46,29 @@ def test_a_script_gets_large_pages_though_it_has_imported_everything():
     environment = {name: value for name, value in os.environ.items() if name != "THP_MEM_ALLOC_ENABLE"}
     done = run([sys.executable, "-c", "\n".join(lines)], capture_output=True, text=True, env=environment, check=True)
     assert int(done.stdout) > 100_000  # kB, of 262,144
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nof 1 GiB"),
+        RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        MemoryError("no room"),
+    ],
+)
+def test_a_script_whose_memory_runs_out_says_so_in_one_line(error, capsys, monkeypatch):
+    monkeypatch.setattr(cli, "keep_freed", lambda: None)
+    with pytest.raises(SystemExit) as ended, cli.one_line_errors():
+        raise error
+    said = capsys.readouterr().err
+    assert ended.value.code == 2 and said.count("\n") == 1
+    assert said.startswith(f"error: memory ran out ({str(error).splitlines()[0]}); try a smaller batch")
+
+
+def test_other_errors_of_torch_keep_their_traceback(monkeypatch):
+    monkeypatch.setattr(cli, "keep_freed", lambda: None)
+    with pytest.raises(RuntimeError, match="shapes in memory"), cli.one_line_errors():
+        raise RuntimeError("shapes in memory do not fit")
 
 
 class Recording:

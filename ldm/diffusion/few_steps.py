@@ -92,8 +92,8 @@ class Teacher:
 def said_by(network: nn.Module, process: Process, x: Tensor, level: Level, cond: Condition) -> Tensor:
     """The x0 (B, C, H, W) that ``network`` tells of ``x``: ``x`` itself, over alpha, where there is no noise.
 
-    So it is a consistency model: c_skip x + c_out F, with c_out 0 where sigma is (Song et al. 2023, arXiv:2303.01469,
-    eq. 5), for every target.
+    So it is a consistency model: c_skip x + c_out F, where c_out goes to 0 with sigma for every target but x0 itself
+    (Song et al. 2023, arXiv:2303.01469, eq. 5); with that one it is so at sigma = 0 alone (eq. 4).
     """
     x0 = to_x0(process.target, process.said(network, x, level, cond).f, x, level)
     return torch.where(torch.as_tensor(level.sigma) > 0, x0, x / level.alpha)

@@ -131,6 +131,8 @@ class BetaRange(TableConfig):
         for beta in (self.beta_start, self.beta_end):
             if not 0 < beta < 1:
                 raise ValueError(f"beta {beta} is not between 0 and 1; try beta_start=1e-4 beta_end=0.02")
+        if self.beta_start > self.beta_end:
+            raise ValueError(f"beta_start {self.beta_start} is above beta_end {self.beta_end}; try to exchange the two")
 
     def betas(self) -> Row:
         betas = self.rise(np.linspace(0, 1, self.steps))

@@ -39,7 +39,7 @@ class TimeSampler(nn.Module):
         self.quantile = quantile
 
     def forward(self, count: int, generator: torch.Generator) -> Times:
-        """``count`` times: independent in their distribution, evenly spread over it."""
+        """``count`` times, each of this distribution, together evenly spread over it."""
         t = self.quantile(evenly_spread(count, generator)).clamp(MIN_TIME, 1.0)
         return Times(t, torch.ones_like(t))
 

@@ -48,7 +48,7 @@ def discretised(x0: Tensor, mean: Tensor, log_variance: Tensor) -> Tensor:
     logarithms is taken on the side where both are accurate, so that no probability needs a floor.
     """
     std = (0.5 * log_variance).exp()
-    half, far = 1 / 255, 1e4
+    half, far = 1 / 255, 1e18  # beyond any edge, with a square that single precision holds
     low = torch.where(x0 < half - 1, -far, (x0 - half - mean) / std)
     high = torch.where(x0 > 1 - half, far, (x0 + half - mean) / std)
     above = low + high > 0
@@ -142,7 +142,10 @@ def continuous_bound(
     if evaluations < 1:
         raise ValueError(f"evaluations {evaluations} is not at least 1; try evaluations=100")
     if grid[-2].nsr >= BLANK:
-        raise ValueError(f"the last noisy level of the grid is at t = {grid[-2].t:g}, where no signal is left")
+        raise ValueError(
+            f"the last noisy level of the grid is at t = {grid[-2].t:g}, where no signal is left; "
+            "give a grid whose last step begins with some"
+        )
     low, high = log(grid[-2].nsr), log(min(grid[0].nsr, BLANK))
     terms, errors = [], []
     for place in sorted(evenly_spread(evaluations, generator).tolist(), reverse=True):

@@ -91,7 +91,7 @@ class P2Config(Weight):
 
     def __post_init__(self) -> None:
         if not 0 <= self.gamma < float("inf") or not 0 < self.k < float("inf"):
-            raise ValueError(f"gamma {self.gamma} and k {self.k} must be positive numbers; the usual ones are 1 and 1")
+            raise ValueError(f"gamma {self.gamma} and k {self.k} must be at least 0 and above 0; try gamma=1 k=1")
 
     def on_x0(self, snr: Tensor, rate: Tensor) -> Tensor:
         return snr / (self.k + snr) ** self.gamma

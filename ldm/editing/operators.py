@@ -4,7 +4,7 @@ Legend: B batch, C channels, H W image size, f factor, m number of measurements.
 """
 
 from dataclasses import dataclass
-from math import ceil, prod
+from math import ceil, floor, prod
 from typing import Protocol
 
 import torch
@@ -82,8 +82,10 @@ class Blur:
 
     def __init__(self, std: float, size: tuple[int, int], *, padding: str = "reflect", cutoff: float = 0.01) -> None:
         """``std`` is in pixels; ``padding`` is "reflect" or "circular"."""
-        if not 0 < std <= (min(size) - 1) / 3:
-            raise ValueError(f"std {std} is not above 0 and below a third of size {size}; try std=2")
+        most = (min(size) - 1) / 3  # three of them are reflected at the edges
+        if not 0 < std <= most:
+            told = floor(100 * most) / 100
+            raise ValueError(f"std {std} is not above 0 and up to {told} at size {size}; try std={min(2.0, told)}")
         radius = ceil(3 * std)
         if padding not in ("reflect", "circular"):
             raise ValueError(f"padding '{padding}' is not one of reflect, circular")

@@ -24,6 +24,7 @@ class DPMSolverConfig:
 
     def __post_init__(self) -> None:
         check_order(self.order)
+        check_lower_order_final(self.lower_order_final, self.multistep)
 
     def __call__(self, denoise: Denoise, x: Tensor, grid: Grid, noise: Noise) -> Tensor:
         if not self.multistep:
@@ -45,6 +46,7 @@ class DPMSolverPPConfig:
     def __post_init__(self) -> None:
         check_order(self.order)
         check_eta(self.eta)
+        check_lower_order_final(self.lower_order_final, self.multistep)
         if self.eta and not self.multistep:
             raise ValueError(f"eta {self.eta} is for multistep solvers only; try multistep=true")
         if self.eta > 1 and self.order == 3:
@@ -62,6 +64,12 @@ def check_order(order: int) -> None:
     """A ValueError for an order that there is no solver of."""
     if order not in (1, 2, 3):
         raise ValueError(f"order {order} is not 1, 2 or 3; try order=2")
+
+
+def check_lower_order_final(lower: bool, multistep: bool) -> None:
+    """A ValueError where it is asked of a singlestep solver, which has no steps that are left."""
+    if not lower and not multistep:
+        raise ValueError("lower_order_final=false is for multistep solvers only; try multistep=true, or leave it out")
 
 
 def multistep(

@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.memory import ran_out
 from ldm.training.loop import Trainer
 from ldm.training.task import MicroStep
 
 TIMED = 2  # steps, after one that starts the loader and compiles
 CGROUP = Path("/sys/fs/cgroup")  # of this process in a container; absent elsewhere
-NO_MEMORY = ("memory", "bad alloc")  # what torch's errors say where there is none left
 
 
 @dataclass(frozen=True)
@@ -109,9 +109,9 @@ def told_if_memory_runs_out(most: int | None) -> Iterator[None]:
     try:
         with nullcontext() if most is None else _limited(most):
             yield
-    except (RuntimeError, MemoryError) as error:  # torch's error for a GPU is a RuntimeError too
-        words = str(error).splitlines()[0] if str(error) else "out of memory"
-        if isinstance(error, RuntimeError) and not any(part in words for part in NO_MEMORY):
+    except (RuntimeError, MemoryError) as error:
+        words = ran_out(error)
+        if not words:
             raise
         raise ValueError(
             f"the training does not fit into the memory ({words}); try half of batch and twice of accumulate"

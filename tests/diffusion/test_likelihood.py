@@ -285,7 +285,7 @@ def test_the_divergence_of_gaussians_is_that_of_torch():
 PIXELS = torch.arange(256, dtype=torch.float64) / 127.5 - 1
 
 
-@pytest.mark.parametrize("log_variance", [-14.0, -9.0, -3.0, 0.0, 4.0])
+@pytest.mark.parametrize("log_variance", [-18.0, -14.0, -9.0, -3.0, 0.0, 4.0])
 @pytest.mark.parametrize("mean", [-3.0, -1.0, 0.1234, 0.999, 1.7])
 def test_the_discretised_gaussian_sums_to_one_over_the_256_bins(mean, log_variance):
     mean, log_variance = torch.tensor(mean).double(), torch.tensor(log_variance).double()
@@ -297,10 +297,14 @@ def test_the_discretised_gaussian_sums_to_one_over_the_256_bins(mean, log_varian
     np.testing.assert_allclose(logs.exp(), theirs, atol=1e-12)
 
 
-def test_the_discretised_gaussian_has_a_gradient_everywhere():
-    mean = torch.linspace(-2, 2, 256, requires_grad=True)
-    log_variance = torch.full((256,), -8.0, requires_grad=True)
-    discretised(PIXELS.float(), mean, log_variance).sum().backward()
+@pytest.mark.parametrize("at", [-18.0, -8.0])
+def test_the_discretised_gaussian_and_its_gradient_are_finite_in_single_precision_too(at):
+    mean = torch.linspace(-3, 3, 256, requires_grad=True)
+    log_variance = torch.full((256,), at, requires_grad=True)
+    for pixels in (PIXELS.float(), PIXELS.float().flip(0)):  # near to the mean, and as far as can be
+        logs = discretised(pixels, mean, log_variance)
+        logs.sum().backward()
+        assert logs.isfinite().all()
     assert mean.grad.isfinite().all() and log_variance.grad.isfinite().all()
 
 

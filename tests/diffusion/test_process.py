@@ -10,8 +10,9 @@ from ldm.diffusion.process import Process, ProcessConfig, drop_text, noised
 from ldm.diffusion.schedules import SCHEDULES
 from ldm.diffusion.targets import TARGETS, regressed
 from ldm.diffusion.times import TIMES, TimeSampler
+from ldm.diffusion.vlb import vlb_term
 from ldm.diffusion.weights import WEIGHTS, rate
-from ldm.types import Condition
+from ldm.types import Condition, Prediction
 
 SCHEDULE = SCHEDULES["linear"]().build()
 
@@ -163,6 +164,16 @@ def test_importance_is_told_the_losses_before_it_weights_them():
     torch.testing.assert_close(times.losses, torch.full((2, 1), 0.25), rtol=1e-3, atol=0)
 
 
+def test_importance_weights_every_loss_by_its_band_before_it_was_told_that_loss():
+    made, x0 = process("eps"), torch.ones(64, 1, 2, 2)
+    times = TIMES["importance"](bands=2, history=1).build(SCHEDULE)
+    times.observe(torch.tensor([0.2, 0.8]), torch.tensor([1.0, 3.0]))
+    drawn = times(64, torch.Generator().manual_seed(0))
+    each = DenoisingLoss(made, times)(Knowing(made, error=0.5), x0, condition(64), torch.Generator().manual_seed(0))
+    assert drawn.weight.min() < 0.8 and drawn.weight.max() > 1.8  # 2/3 and 2
+    torch.testing.assert_close(each, drawn.weight * 0.25, rtol=1e-3, atol=0)
+
+
 class Seeing(nn.Module):
     """Keeps what it saw, and says nothing."""
 
@@ -181,6 +192,16 @@ def test_offset_noise_moves_whole_channels():
         means[size] = (network.x / SCHEDULE.level(t).sigma).mean(dim=(1, 2, 3)).std()
     assert means[0.0] == pytest.approx(0.25, rel=0.1)
     assert means[0.5] == pytest.approx((0.25**2 + 0.5**2) ** 0.5, rel=0.1)
+
+
+def test_offset_noise_is_part_of_what_is_asked_for():
+    """The noise that is seen is the one that a network which says 0 misses."""
+    made, network, x0 = process("eps"), Seeing(), torch.zeros(64, 1, 4, 4)
+    train = objective(made, offset_noise=0.5)
+    missed = train(network, x0, condition(64), torch.Generator().manual_seed(0))
+    t = train.times(64, torch.Generator().manual_seed(0)).t
+    noise = network.x / SCHEDULE.level(t).sigma
+    torch.testing.assert_close(missed, noise.square().mean(dim=(1, 2, 3)), rtol=1e-4, atol=0)
 
 
 def test_input_perturbation_is_seen_and_not_asked_for():
@@ -215,6 +236,24 @@ def test_the_bound_trains_the_variance_and_leaves_the_mean_to_the_simple_loss():
         gradients[learned] = network.f.grad, network.variance.grad
     torch.testing.assert_close(gradients[True][0], gradients[False][0])
     assert gradients[True][1] != 0 and gradients[False][1] == 0
+
+
+def test_the_hybrid_adds_a_thousandth_of_the_bound_of_all_thousand_steps():
+    """L_simple + 0.001 L_vlb (iDDPM, Sec. 3.1), L_vlb being 1000 times the mean of its terms."""
+    x0, network = torch.randn(16, 1, 4, 4), Varying()
+    nn.init.constant_(network.variance, 0.3)
+    losses = {}
+    for learned in (True, False):
+        made = process("eps", learned_variance=learned)
+        net = network if learned else lambda x, t, cond: network(x, t, cond)[:, :1]
+        losses[learned] = objective(made)(net, x0, condition(16), torch.Generator().manual_seed(0))
+    generator = torch.Generator().manual_seed(0)
+    t = TIMES["uniform"]().build(SCHEDULE)(16, generator).t
+    level = SCHEDULE.level(t)
+    x = noised(x0, torch.randn(x0.shape, generator=generator), level)
+    said = Prediction(x / level.alpha, variance=torch.full_like(x, 0.3))
+    terms = vlb_term(said, x0, x, level, SCHEDULE.level((t - 1e-3).clamp(min=0)))
+    torch.testing.assert_close(losses[True] - losses[False], 1e-3 * 1000 * terms, rtol=2e-3, atol=1e-4)
 
 
 def test_the_learned_variance_finds_the_true_one():

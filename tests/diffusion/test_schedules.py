@@ -172,6 +172,7 @@ def test_an_impossible_shift_is_refused(name, shift):
         ("cosine", {"steps": 1, "zero_snr": True}, "steps 1 .* at least 2"),
         ("linear", {"beta_end": 1.5}, "beta 1.5 "),
         ("sigmoid", {"beta_start": 0.0}, "beta 0.0 "),
+        ("linear", {"beta_start": 0.02, "beta_end": 1e-4}, "beta_start 0.02 is above beta_end 0.0001"),
         ("cosine", {"max_beta": 1.0}, "max_beta 1.0 "),
         ("cosine", {"offset": 0.0}, "offset 0.0 "),
         ("vp", {"beta_min": 0.0}, "beta_min 0.0 "),

@@ -231,6 +231,14 @@ def test_importance_prefers_large_losses_and_keeps_the_mean():
     assert (times.weight * losses).std() < 0.05, "weighted by 1 / p, every loss counts alike"
 
 
+def test_importance_goes_by_the_root_of_the_mean_square_of_the_last_losses():
+    """iDDPM, eq. 18: not by their mean, which is 2 in both bands here."""
+    sampler = ImportanceConfig(bands=2, history=2, uniform=1e-9).build(SCHEDULE)
+    sampler.observe(torch.tensor([0.2, 0.3, 0.7, 0.8]), torch.tensor([1.0, 3.0, 2.0, 2.0]))
+    sizes = torch.tensor([5**0.5, 2.0])
+    torch.testing.assert_close(sampler.shares(), sizes / sizes.sum())
+
+
 def test_importance_learns_nothing_from_losses_that_are_not_finite():
     """Fault 19."""
     sampler = ImportanceConfig(bands=4, history=1).build(SCHEDULE)

@@ -108,3 +108,11 @@ def test_a_random_mask_hides_the_share_that_was_asked_for():
 def test_what_an_operator_cannot_do_is_named(make, message):
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.parametrize(("std", "side"), [(1.5, 4), (5.0, 6), (22.0, 64)])
+def test_a_blur_that_is_too_wide_names_one_that_is_not(std, side):
+    with pytest.raises(ValueError, match=r"try std=") as caught:
+        Blur(std, (side, side))
+    named = float(str(caught.value).rpartition("=")[2])
+    assert 0 < named < std and Blur(named, (side, side)).gains.shape == (side, side)

@@ -21,9 +21,15 @@ from diffusers import (
     HeunDiscreteScheduler,
     IPNDMScheduler,
     PNDMScheduler,
+    ScoreSdeVeScheduler,
     UniPCMultistepScheduler,
 )
-from diffusers.schedulers import scheduling_ddpm, scheduling_euler_ancestral_discrete, scheduling_euler_discrete
+from diffusers.schedulers import (
+    scheduling_ddpm,
+    scheduling_euler_ancestral_discrete,
+    scheduling_euler_discrete,
+    scheduling_sde_ve,
+)
 
 from ldm.diffusion.grids import CLEAN, uniform
 from ldm.diffusion.guidance import clipped
@@ -405,3 +411,53 @@ def test_euler_on_the_straight_line_with_its_velocity(shift, network, start):
     assert grid[0] == (1.0, 0.0, 1.0) and grid[-1] == CLEAN
     got = ours("euler", {}, network, start, grid, target="flow")
     torch.testing.assert_close(got.float(), x.float(), atol=1e-5, rtol=1e-5)
+
+
+def test_a_correctors_step_is_as_long_as_diffusers(network, start, noises, monkeypatch):
+    """Of one image: of a batch diffusers takes the mean length, and we each image's own. Its size is in float32."""
+    now, to = levels(ratios(0.0))[3:5]
+    start, draws = start[:1], noises[:2, :1]
+    with_one = ours("predictor_corrector", {"corrections": 1, "snr": 0.2}, network, start, Grid([now, to], VP), draws)
+    without = ours("predictor_corrector", {"corrections": 0}, network, start, Grid([now, to], VP), draws)
+    scheduler = ScoreSdeVeScheduler(snr=0.2)
+    scheduler.set_timesteps(2), scheduler.set_sigmas(2)
+    monkeypatch.setattr(scheduling_sde_ve, "randn_tensor", lambda *_, **__: draws[1])
+    score = -network(without, to.nsr) / to.sigma
+    torch.testing.assert_close(with_one, scheduler.step_correct(score, without).prev_sample, atol=1e-6, rtol=1e-6)
+    assert (with_one - without).abs().mean() > 0.01
+
+
+def test_annealed_langevin_takes_ncsns_steps(network, start, noises):
+    """Song & Ermon 2019, alg. 1, whose step is step sigma^2 (there epsilon sigma_i^2 / sigma_L^2), and y = x / alpha.
+
+    diffusers has no such sampler.
+    """
+    now, to = levels(ratios(0.0))[3:5]
+    got = ours("annealed_langevin", {"repeats": 2, "step": 0.3}, network, start, Grid([now, to], VP), noises)
+    x, size = start, 0.3 * now.sigma**2
+    for draw in noises[:2]:
+        x = x + size / 2 * (-network(x, now.nsr) / now.sigma) + size**0.5 * draw
+    torch.testing.assert_close(got, to.alpha / now.alpha * x, atol=1e-10, rtol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("kind", "name", "options"),
+    [(DDIMScheduler, "ddim", {"eta": 0.0}), (DDIMScheduler, "ddim", {"eta": 0.7}), (DDPMScheduler, "ddpm", {})],
+)
+def test_v_from_where_there_is_no_signal(kind, name, options, network, start, noises, monkeypatch):
+    """Lin et al. 2023 (arXiv:2305.08891): alpha(1) = 0, v-prediction, trailing steps; the first step is from noise."""
+    theirs_ = {"prediction_type": "v_prediction", "timestep_spacing": "trailing", "rescale_betas_zero_snr": True}
+    scheduler = kind(beta_start=1e-4, clip_sample=False, **theirs_)
+    table = SCHEDULES["linear"](zero_snr=True).build()
+    scheduler.alphas_cumprod = torch.tensor([table.level(n / 1000).alpha ** 2 for n in range(1, 1001)]).double()
+    scheduler.set_timesteps(10)
+    draws = iter(noises)
+    monkeypatch.setattr(scheduling_ddpm, "randn_tensor", lambda *_, **__: next(draws))
+    x = start
+    for i, t in enumerate(scheduler.timesteps):
+        given = {"eta": options["eta"], "variance_noise": noises[i]} if kind is DDIMScheduler else {}
+        x = scheduler.step(network(x, told(scheduler, i, t)), t, x, **given).prev_sample
+    grid = Grid([*(table.level((int(t) + 1) / 1000) for t in scheduler.timesteps), CLEAN], table)
+    assert grid[0].alpha == 0
+    got = ours(name, options, network, start, grid, noises, target="v")
+    torch.testing.assert_close(got, x, atol=1e-6, rtol=1e-6)

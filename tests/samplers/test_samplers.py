@@ -213,8 +213,6 @@ def test_ten_steps_call_the_network_so_often(name, options, calls):
 
 
 SAME = {
-    "euler": (("euler", {}), ("ddim", {"eta": 0.0})),
-    "ancestral": (("euler_ancestral", {"eta": 0.4}), ("ddim", {"eta": 0.4})),
     "ddpm": (("ddpm", {}), ("ddim", {"eta": 1.0})),
     "edm without churn": (("edm", {"churn": 0.0}), ("heun", {})),
     "edm where nothing is churned": (("edm", {"s_min": 1e4, "s_max": 1e5}), ("heun", {})),
@@ -448,6 +446,13 @@ def test_a_third_order_step_is_exact_for_a_prediction_quadratic_in_log_snr(of_no
 def test_impossible_options_are_refused_by_value(name, options):
     with pytest.raises(ValueError, match=str(next(iter(options.values())))):
         SAMPLERS[name](**options)
+
+
+@pytest.mark.parametrize(("name", "options"), [("dpm_solver", {}), ("dpm_solver_pp", {"multistep": False})])
+def test_a_singlestep_solver_refuses_what_is_of_multistep_ones(name, options):
+    with pytest.raises(ValueError, match="lower_order_final=false is for multistep solvers only; try multistep=true"):
+        SAMPLERS[name](**options, lower_order_final=False)
+    assert not SAMPLERS[name](multistep=True, lower_order_final=False).lower_order_final
 
 
 def test_an_images_draws_depend_on_its_seed_alone():

@@ -1,20 +1,26 @@
-"""The sampler that the documentation writes works as it stands there."""
+"""The sampler and the denoiser that the documentation writes work as they stand there."""
 
 import re
 from pathlib import Path
 
 import pytest
 import torch
+from conftest import TINY
 
+from ldm.config import load
+from ldm.denoisers import DENOISERS
 from ldm.diffusion.grids import uniform
 from ldm.diffusion.schedules import SCHEDULES
+from ldm.folders import load_model
+from ldm.run import Run
 from ldm.samplers import SAMPLERS, ImageNoise
 from ldm.sampling import Sampling
+from ldm.stages import train_ldm
 from ldm.types import Grid, Prediction
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 PYTHON = re.compile(r"```python\n(.*?)```", re.DOTALL)
-FILE, LINE = PYTHON.findall((ROOT / "docs" / "extending.md").read_text())
+FILE, LINE, DENOISER, ITS_LINE = PYTHON.findall((ROOT / "docs" / "extending.md").read_text())
 (SHORT,) = PYTHON.findall((ROOT / "README.md").read_text())
 MEAN, STD = 0.6, 0.5
 
@@ -77,3 +83,16 @@ def test_the_readmes_sampler_is_eulers_method_in_ten_lines():
     torch.testing.assert_close(
         namespace["MineConfig"]()(gaussian, start, grid, noise), SAMPLERS["ddim"]()(gaussian, start, grid, noise)
     )
+
+
+def test_the_documented_denoiser_is_trained_and_draws_by_its_name(tmp_path, monkeypatch):
+    namespace = {"__name__": "stack"}
+    exec(compile(DENOISER, "docs/extending.md", "exec", dont_inherit=True), namespace)
+    for name, kind in eval(f"{{{ITS_LINE}}}", namespace).items():
+        monkeypatch.setitem(DENOISERS, name, kind)
+    ours = [option for option in TINY if not option.startswith(("autoencoder.", "text.", "denoiser"))]  # shipped stages
+    options = [*ours, "denoiser=stack", "denoiser.layers=2", f"out={tmp_path}", "train_ldm.steps=2"]
+    model = load_model(train_ldm(load(Run, None, options), torch.device("cpu")))
+    assert type(model.denoiser).__name__ == "Stack" and len(model.denoiser.layers) == 2
+    ((image, seed),) = model(["a red star"], seed=3)
+    assert image.shape == (1, 3, 64, 64) and image.isfinite().all() and seed == 3

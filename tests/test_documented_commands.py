@@ -1,0 +1,67 @@
+"""Every command that the README, the docs and the shipped model's card write is understood by its script."""
+
+import argparse
+import re
+import runpy
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+import ldm.cli
+from ldm.config import load
+from ldm.run import Run
+
+ROOT = Path(__file__).parent.parent
+PAGES = sorted({ROOT / "README.md", *(p for at in ("docs", "data", "ldm") for p in (ROOT / at).rglob("*.md"))})
+START = r"(?:\w+=\S+ +)*(?:python|torchrun)\s"
+WRITTEN = re.compile(rf"^ {{4}}({START}(?:[^\n\\]|\\\n)*)|`({START}[^`]+)`", re.M)  # on lines of its own, or within one
+COMMAND = re.compile(r"\s((?:scripts|benchmarks)/\w+\.py)\b(.*)", re.S)
+LEFT_OPEN = {"...", "…"}
+EXAMPLES = {"denoiser=stack", "MODEL/config.yaml"}  # what the reader is to write or to name
+
+
+def commands():
+    """(page, script, arguments) of every command, but for names in capitals that stand for a file or a folder."""
+    for page in PAGES:
+        for alone, within in WRITTEN.findall(page.read_text()):
+            if found := COMMAND.search((alone or within).replace("\\\n", " ")):
+                words = [word for word in shlex.split(found[2], comments=True) if word not in LEFT_OPEN]
+                yield pytest.param(found[1], words, id=f"{page.relative_to(ROOT)}: {found[1]} {' '.join(words)}"[:120])
+
+
+class Understood(Exception):
+    """Ends a script where it has read its arguments."""
+
+
+def read_by(script, words, monkeypatch):
+    """The arguments as ``script`` reads them."""
+    for name in ("parse_args", "parse_intermixed_args"):
+        parse = getattr(argparse.ArgumentParser, name)
+
+        def stop(self, args=None, namespace=None, parse=parse):
+            raise Understood(parse(self, args, namespace))
+
+        monkeypatch.setattr(argparse.ArgumentParser, name, stop)
+    monkeypatch.setattr(ldm.cli, "keep_freed", lambda: None)  # it is of the whole process
+    monkeypatch.setattr(sys, "argv", [script, *words])
+    with pytest.raises(Understood) as caught:
+        runpy.run_path(str(ROOT / script), run_name="__main__")
+    return caught.value.args[0]
+
+
+@pytest.mark.parametrize(("script", "words"), commands())
+def test_a_documented_command_is_understood(script, words, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    if not re.search("ArgumentParser|run_script", (ROOT / script).read_text()):
+        assert words == []  # it takes none, and would begin
+        return
+    args = read_by(script, words, monkeypatch)
+    if script.startswith("scripts/train_") and not EXAMPLES & {*words}:
+        load(Run, args.config, args.overrides)
+
+
+def test_an_option_that_no_script_has_would_be_found(monkeypatch):
+    with pytest.raises(SystemExit):
+        read_by("scripts/txt2img.py", ["--prompt", "a star", "--stepz", "3"], monkeypatch)
