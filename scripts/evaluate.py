@@ -20,6 +20,7 @@ from ldm.cli import (
     given_steering,
     one_line_errors,
 )
+from ldm.cli_metrics import add_sources, read_sources
 from ldm.config import load, to_dict
 from ldm.evaluation.benchmark import Pictures, read_folder, read_reference
 from ldm.evaluation.evaluation import (
@@ -32,7 +33,7 @@ from ldm.evaluation.evaluation import (
     with_held_out,
     with_sweeps,
 )
-from ldm.evaluation.general import Sources
+from ldm.evaluation.general import Sources, in_words
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, Prompt, prompt_set, read_prompts
 from ldm.evaluation.report import SWEEP_PROMPTS, Report, check_out, write_report
 from ldm.folders import CONFIG, digest, holds_autoencoder, load_autoencoder, load_model, shipped_model
@@ -85,11 +86,7 @@ def parse() -> argparse.Namespace:
         metavar="DIR",
         help="true pictures, cut to squares of the size that is drawn; else drawn ones of the prompts",
     )
-    more.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's and KID's network")
-    more.add_argument("--lpips", type=Path, metavar="FILE", help="weights of LPIPS' AlexNet")
-    more.add_argument("--clip", default="", metavar="NAME[:TAG]", help="open_clip's model of the CLIP score")
-    more.add_argument("--clip-weights", type=Path, metavar="FILE", help="its weights, in place of the tag's")
-    more.add_argument("--clip-run", type=Path, metavar="RUN", help="a run whose own CLIP gives the CLIP score")
+    add_sources(more)
     parser.add_argument("--out", type=Path, default=Path("outputs/evaluation"), help="folder of the report")
     return parser.parse_args()
 
@@ -104,7 +101,7 @@ def main() -> None:
         print(f"{len(prompts)} prompts in {args.write_prompts}")
         return
     check_seed(args.seed or 0, len(prompts))
-    out, sources = check_out(args.out), read_sources(args)
+    sources, out = read_sources(args), check_out(args.out)
     what: dict[str, Any] = {"prompts": counted(prompts, whose)}
     folder, autoencoder = args.model or shipped_model(), None
     general = args.general or sources != Sources() or args.reference is not None
@@ -222,23 +219,10 @@ def check_together(args: argparse.Namespace) -> None:
         raise ValueError("--classifier-form mean goes by the levels of one grid; leave out --sweep, or the form")
     if args.sweep_prompts is not None and (args.prompts or not args.sweep):
         raise ValueError(f"--sweep-prompts {args.sweep_prompts} are of a --sweep without --prompts; leave them out")
-    if args.clip and args.clip_run:
-        raise ValueError("--clip and --clip-run name a CLIP each, and the score is of one; leave one out")
     if args.images and args.lpips:
         raise ValueError("--lpips is of an autoencoder's pictures, and --images have none; leave it out")
     if args.write_prompts and (args.model or args.images or args.sweep or args.general):
         raise ValueError("--write-prompts scores nothing; leave out the model, --images and --sweep")
-    if args.clip_weights and not args.clip:
-        raise ValueError("--clip-weights are of the model that --clip names; give --clip ViT-B-32 or another")
-
-
-def read_sources(args: argparse.Namespace) -> Sources:
-    """Where the general metrics' networks come from; a file that was named and is not there is told now."""
-    for option in ("inception", "lpips", "clip_weights", "clip_run", "reference"):
-        path = getattr(args, option)
-        if path is not None and not path.exists():
-            raise ValueError(f"--{option.replace('_', '-')} {path} is not there")
-    return Sources(args.inception, args.lpips, args.clip, args.clip_weights, args.clip_run)
 
 
 def described(folder: Path) -> dict[str, Any]:
@@ -261,11 +245,8 @@ def tell(report: Report) -> None:
     for name, share in [*score.categories.items(), *score.attributes.items()]:
         low, high = share.interval
         print(f"{name:>18} {100 * share.value:5.1f} % of {share.total} ({100 * low:.1f} to {100 * high:.1f})")
-    for title, numbers in report.tables.items():
-        shown = [f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, int | float)]
-        print(f"{title}: {', '.join(shown)}")
-    for note in report.notes:
-        print(f"note: {note}")
+    for line in in_words(report.tables, report.notes):
+        print(line)
     low, high = score.overall.interval
     beside = {"floor": report.floor, "ceiling": report.ceiling}
     parts = [f"; {name} {100 * other.overall.value:.1f}" for name, other in beside.items() if other]

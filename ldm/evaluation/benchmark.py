@@ -4,7 +4,7 @@ Legend: N pictures, S side.
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,7 +48,7 @@ def mark(prompts: list[Prompt], pictures: Pictures) -> Marked:
 
 def drawn_by(
     model: TextToImage,
-    prompts: list[Prompt],
+    prompts: Sequence[Prompt | str],
     *,
     sampling: Sampling | None = None,
     seed: int = 0,
@@ -56,8 +56,8 @@ def drawn_by(
     progress: Callable[[int], object] | None = None,
     steer: Steer | None = None,
 ) -> Pictures:
-    """What ``model`` draws for the prompts, picture i from ``seed`` + i."""
-    texts = [prompt.text for prompt in prompts]
+    """What ``model`` draws for the prompts, or other texts, picture i from ``seed`` + i."""
+    texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
     drawn = model(texts, seed=seed, sampling=sampling, precision=precision, progress=progress, steer=steer)
     return to_bytes(torch.cat([image for image, _ in drawn]))  # of (1, 3, S, S) each
 

@@ -1,6 +1,7 @@
 """One evaluation put together: a model, or the pictures of another program, scored and measured into a ``Report``."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -35,7 +36,7 @@ class Drawer:
     precision: str = "fp32"
     steer: Steer | None = None
 
-    def __call__(self, prompts: list[Prompt], title: str, *overrides: str) -> Pictures:
+    def __call__(self, prompts: Sequence[Prompt | str], title: str, *overrides: str) -> Pictures:
         """The pictures (N, S, S, 3); ``overrides`` take the place of the model's own settings (``Sampling.but``)."""
         sampling = self.model.sampling.but(*overrides)
         with tqdm(total=len(prompts) * sampling.sample.steps, desc=title, unit="step", dynamic_ncols=True) as bar:

@@ -1,6 +1,6 @@
 """The field's general metrics of one evaluation, as tables for its report; what is not at hand is noted, not fatal."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
@@ -63,6 +63,14 @@ class Found:
             return {**figures, **own}
 
         self.add("Autoencoder", measure)
+
+
+def in_words(tables: Tables, notes: list[str]) -> Iterator[str]:
+    """A line for each table, of its numbers, and one for each note."""
+    for title, numbers in tables.items():
+        shown = [f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, int | float)]
+        yield f"{title}: {', '.join(shown)}"
+    yield from (f"note: {note}" for note in notes)
 
 
 def general(

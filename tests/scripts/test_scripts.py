@@ -654,6 +654,48 @@ def test_general_metrics_are_tables_and_what_is_missing_is_noted(chain, tmp_path
     assert "clip_score of shuffled captions" in page and "--inception" in page
 
 
+def test_a_model_of_any_pictures_is_measured_on_its_held_out_ones(chain, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))
+    options = ("--count", 5, "--clip-run", chain.folder, "--steps", 2, "--out", tmp_path / "found")
+    status, printed, errors = call("metrics.py", chain.model, *options)
+    assert status == 0, errors
+    figures = json.loads((tmp_path / "found" / "figures.json").read_text())
+    held_out = [*load(Run, chain.model / "config.yaml").data.build("val").captions(5)]
+    assert figures["captions"] == held_out and len([*(tmp_path / "found" / "images").iterdir()]) == 5
+    assert figures["what"]["captions"] == "5 held-out ones" and figures["what"]["sample"]["steps"] == 2
+    assert (
+        figures["tables"].keys() == {"CLIP score", "Autoencoder"} and figures["tables"]["CLIP score"]["pictures"] == 5
+    )
+    assert "note: FID and KID left out" in printed and "--inception" in printed
+    own = tmp_path / "own.txt"
+    own.write_text("a dog on a sofa\n\nein Pferd\n", encoding="utf-8")
+    other = ("--captions", own, "--reference", "data/sample", "--steps", 1, "--out", tmp_path / "found")
+    monkeypatch.chdir(SCRIPTS.parent)
+    status, _, errors = call("metrics.py", chain.model, *other)  # in place of the first
+    assert status == 0, errors
+    figures = json.loads((tmp_path / "found" / "figures.json").read_text())
+    assert figures["captions"] == ["a dog on a sofa", "ein Pferd"] and figures["what"]["captions"] == str(own)
+    assert len([*(tmp_path / "found" / "images").iterdir()]) == 2
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--count", 0], "--count 0 held-out ones: give 1 or more"),
+        (["--count", 3, "--captions", "data/prompts.txt", "--reference", "data/sample"], "--count 3 held-out ones"),
+        (["--captions", os.devnull], "holds no caption; write one on each line"),
+        (["--reference", "none"], "--reference none is not there"),
+        (["--reference", "tests"], "tests holds no pictures"),
+        (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
+        (["--seed", -1], "--seed -1 is not a number"),
+        (["--out", "tests"], "tests holds files that this program did not write"),
+    ],
+)
+def test_a_mistake_in_measuring_is_told_in_one_line(options, says, tmp_path, monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    assert_one_line(call("metrics.py", "ldm/assets/shapes64", "--out", tmp_path / "found", *options), says)
+
+
 def test_a_report_replaces_an_older_one_but_nothing_else(tmp_path):
     prompts = tmp_path / "prompts.txt"
     prompts.write_text("a red star\na ring\n")
