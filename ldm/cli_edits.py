@@ -18,7 +18,7 @@ from torch import Tensor
 from ldm.cascade import Enlarger
 from ldm.cli import given_sampling
 from ldm.data.hints import HINTS, enlarged
-from ldm.data.transforms import BrokenSample, read_image, to_tensor
+from ldm.data.transforms import read_picture, to_tensor
 from ldm.denoisers.control import Controlled
 from ldm.editing import (
     Blur,
@@ -201,10 +201,7 @@ def box(text: str, image: Tensor) -> Tensor:
 
 def read(path: Path) -> Tensor:
     """The picture (1, 3, H, W) in [-1, 1] in the file ``path``; ValueError where it is none."""
-    try:
-        return to_tensor(read_image(path))[None]
-    except BrokenSample as error:
-        raise ValueError(f"{path} is not a readable picture: {error}") from error
+    return to_tensor(read_picture(path))[None]
 
 
 def operator_of(name: str, amount: float, image: Tensor) -> Operator:

@@ -22,7 +22,7 @@ from ldm.autoencoders.codes import decode_codes, map_sizes, quantizers
 from ldm.autoencoders.walks import PATHS, informative, traversals
 from ldm.cli import DEVICE_HELP, check_seed, device_of, one_line_errors
 from ldm.data.loader import first_batches
-from ldm.data.transforms import BrokenSample, Transform, read_image
+from ldm.data.transforms import Transform, read_picture
 from ldm.folders import load_autoencoder, load_prior, shipped_model
 from ldm.metadata import next_number, save_numbered
 from ldm.pictures import grid
@@ -201,10 +201,7 @@ def traversed(stage: Stage) -> Iterator[Tensor]:
 
 def read(path: Path, size: int) -> Tensor:
     """The picture (3, S, S) in [-1, 1]: a square of its middle, scaled."""
-    try:
-        return Transform(size)(read_image(path), np.random.default_rng(0))
-    except BrokenSample as error:
-        raise ValueError(f"{path} is not a readable picture: {error}") from error
+    return Transform(size)(read_picture(path), np.random.default_rng(0))
 
 
 if __name__ == "__main__":

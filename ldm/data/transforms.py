@@ -86,6 +86,18 @@ def from_bytes(pixels: Tensor) -> Tensor:
     return pixels.float() / 127.5 - 1
 
 
+def read_picture(path: Path) -> Image.Image:
+    """The RGB picture in a file that a user has named.
+
+    Raises:
+        ValueError: it is none, or damaged.
+    """
+    try:
+        return read_image(path)
+    except BrokenSample as error:
+        raise ValueError(f"{path} is not a readable picture: {error}") from error
+
+
 def to_bytes(x: Tensor) -> np.ndarray[Any, np.dtype[np.uint8]]:
     """Images (B, 3, H, W), clamped to [-1, 1] and rounded to 8 bits, as (B, H, W, 3)."""
     pixels = ((x.detach().float().clamp(-1, 1) + 1) * 127.5).round().to(torch.uint8)

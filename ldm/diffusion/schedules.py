@@ -40,7 +40,10 @@ class VPTable(Curve):
 
     def __init__(self, betas: Row) -> None:
         if betas.ndim != 1 or not len(betas) or not ((betas > 0) & (betas <= 1)).all() or (betas[:-1] == 1).any():
-            raise ValueError("a table of betas must be one row of numbers between 0 and 1, of which the last may be 1")
+            raise ValueError(
+                "a table of betas must be one row of numbers between 0 and 1, of which the last may be 1; "
+                "try 1,000 from 1e-4 to 0.02"
+            )
         self.steps = len(betas)
         self.log_alpha_bar = log_alpha_bar(betas)  # (N + 1,), at t = n / N
         self._falls = np.diff(self.log_alpha_bar)  # (N,)

@@ -1,4 +1,7 @@
-"""Variations of a picture: noise it part of the way, and denoise."""
+"""Variations of a picture: noise it part of the way, and denoise.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from torch import Tensor
 

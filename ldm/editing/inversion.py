@@ -1,4 +1,7 @@
-"""The same picture with other words: back along the ODE towards noise, and forth again with another prompt."""
+"""The same picture with other words: back along the ODE towards noise, and forth again with another prompt.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from torch import Tensor
 

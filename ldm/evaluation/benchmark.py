@@ -11,12 +11,11 @@ from pathlib import Path
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL.Image import Image
 
 from ldm.autoencoders import Autoencoder
 from ldm.data.draw import draw
 from ldm.data.scene import HELD_OUT, SIDE, TRAINED, Scene, draw_scene
-from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, Transform, from_bytes, read_image, to_bytes
+from ldm.data.transforms import IMAGE_SUFFIXES, Transform, from_bytes, read_picture, to_bytes
 from ldm.evaluation.prompts import SEED, STREAM, Prompt
 from ldm.evaluation.reader import read
 from ldm.evaluation.score import Score, Verdict, judge, tally
@@ -121,7 +120,7 @@ def read_folder(folder: Path, count: int) -> Pictures:
         raise ValueError(f"{lossy[0]}: its compression smears colours, and would be taken for a fault; save PNG files")
     if len(paths) != count:
         raise ValueError(f"{folder} holds {len(paths)} pictures for {count} prompts; one picture for each is wanted")
-    pictures = [np.array(_read(path)) for path in paths]
+    pictures = [np.array(read_picture(path)) for path in paths]
     for path, picture in zip(paths, pictures, strict=True):
         if picture.shape != (pictures[0].shape[0],) * 2 + (3,):
             height, width = picture.shape[:2]
@@ -141,7 +140,7 @@ def read_reference(folder: Path, size: int) -> Pictures:
     if not paths:
         raise ValueError(f"{folder} holds no pictures; {', '.join(IMAGE_SUFFIXES)} are read")
     cut, unused = Transform(size), np.random.default_rng(0)  # nothing of a cut in the middle is random
-    return np.concatenate([to_bytes(cut(_read(path), unused)[None]) for path in paths])
+    return np.concatenate([to_bytes(cut(read_picture(path), unused)[None]) for path in paths])
 
 
 def _pictures(folder: Path, *, below: bool = False) -> list[Path]:
@@ -150,13 +149,6 @@ def _pictures(folder: Path, *, below: bool = False) -> list[Path]:
         raise ValueError(f"{folder} is not a folder of pictures")
     found = (path for path in folder.glob("**/*" if below else "*") if path.suffix.lower() in IMAGE_SUFFIXES)
     return sorted((path for path in found if not path.stem.startswith("grid-")), key=_natural)
-
-
-def _read(path: Path) -> Image:
-    try:
-        return read_image(path)
-    except BrokenSample as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
 
 
 def _natural(path: Path) -> list[tuple[int, str]]:

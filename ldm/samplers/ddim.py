@@ -1,4 +1,7 @@
-"""DDIM, its inversion, and DDPM's ancestral sampling."""
+"""DDIM, its inversion, and DDPM's ancestral sampling.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise

@@ -2,6 +2,8 @@
 
 Both expand a prediction along the step: DPM-Solver the noise, DPM-Solver++ the clean x0. Both come with one call of the
 network a step, looking back (multistep), or with as many calls as their order, looking between (singlestep).
+
+Legend: B batch, C channels, H W height and width of a latent.
 """
 
 from dataclasses import dataclass

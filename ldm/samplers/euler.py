@@ -1,4 +1,7 @@
-"""Euler's and Heun's methods for the probability-flow ODE, plain and with fresh noise."""
+"""Euler's and Heun's methods for the probability-flow ODE, plain and with fresh noise.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise

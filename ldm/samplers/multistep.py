@@ -1,4 +1,7 @@
-"""Linear multistep methods on the predicted noise: PLMS, iPNDM and DEIS."""
+"""Linear multistep methods on the predicted noise: PLMS, iPNDM and DEIS.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from collections.abc import Callable
 from dataclasses import dataclass

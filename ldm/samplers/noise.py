@@ -1,4 +1,7 @@
-"""Random draws that belong to an image, not to the batch it is made in."""
+"""Random draws that belong to an image, not to the batch it is made in.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 import torch
 from torch import Tensor

@@ -1,4 +1,7 @@
-"""The probability-flow ODE with steps as long as the wanted accuracy allows."""
+"""The probability-flow ODE with steps as long as the wanted accuracy allows.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from dataclasses import dataclass
 from math import exp, inf, isfinite, log

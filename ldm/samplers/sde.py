@@ -1,4 +1,7 @@
-"""Samplers that follow the reverse SDE or Langevin dynamics."""
+"""Samplers that follow the reverse SDE or Langevin dynamics.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise

@@ -1,4 +1,7 @@
-"""UniPC: DPM-Solver++ as a predictor, and a corrector that uses the next step's prediction twice."""
+"""UniPC: DPM-Solver++ as a predictor, and a corrector that uses the next step's prediction twice.
+
+Legend: B batch, C channels, H W height and width of a latent.
+"""
 
 from dataclasses import dataclass
 from itertools import pairwise

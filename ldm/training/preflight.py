@@ -18,7 +18,8 @@ from ldm.memory import ran_out
 from ldm.training.loop import Trainer
 from ldm.training.task import MicroStep
 
-TIMED = 2  # steps, after one that starts the loader and compiles
+TIMED = (2, 20)  # steps, at least and at most, after one that starts the loader and compiles
+ENOUGH = 5.0  # seconds, after which no more are timed
 CGROUP = Path("/sys/fs/cgroup")  # of this process in a container; absent elsewhere
 
 
@@ -64,10 +65,11 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device:
         batches = task.batches(trainer.step * config.accumulate, engine.process_index, engine.num_processes)
         flops = _flops(trainer, next(batches))
         trainer.train_step(batches)
-        began = time.perf_counter()
-        for _ in range(TIMED):
+        steps, began = 0, time.perf_counter()
+        while steps < TIMED[0] or (steps < TIMED[1] and time.perf_counter() - began < ENOUGH):
             trainer.train_step(batches)
-        seconds = (time.perf_counter() - began) / TIMED  # a step reads its gradient's norm: none is still under way
+            steps += 1
+        seconds = (time.perf_counter() - began) / steps  # a step reads its gradient's norm: none is still under way
     images = config.batch * config.accumulate
     parameters = [parameter for learner in trainer.learners for parameter in learner.network.parameters()]
     exported = [sum(map(_in_half, modules)) for modules in task.exports()]

@@ -40,7 +40,7 @@ def test_a_folder_without_true_pictures_is_told(tmp_path):
 
 def test_a_true_picture_that_cannot_be_read_is_named(folder):
     (folder / "torn.png").write_bytes(b"\x89PNG\r\n")
-    with pytest.raises(ValueError, match=r"torn.png cannot be read"):
+    with pytest.raises(ValueError, match=r"torn.png is not a readable picture"):
         read_reference(folder, 64)
 
 
