@@ -1,6 +1,6 @@
 """How good a model's pictures are by sampler, or by grid, and by calls of its denoiser: Markdown tables and a figure.
 
-    python benchmarks/samplers.py --prompts-per-category 5 --precision bf16 --out docs/samplers.png
+    python benchmarks/samplers.py --prompts-per-category 10 --precision bf16 --out docs/samplers.png
     python benchmarks/samplers.py --grids --prompts-per-category 5 --precision bf16 --out docs/grids.png
 
 The score is that of the exact benchmark, on prompts of a seed of their own. The distance is that of the first pictures

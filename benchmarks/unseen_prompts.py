@@ -10,12 +10,14 @@ are scored on, and those of docs/recipes.md and docs/samplers.md.
 
 import argparse
 import json
+from collections.abc import Set
 from pathlib import Path
 
 from ldm.cli import one_line_errors
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, prompt_set
 from ldm.evaluation.score import Share
 
+ALL = "all"
 CHOSEN_BY = {SEED: 50, TRAINING_SEED: 50, 1: 100, 2: 100, 5: 20, 6: 40}  # seed: prompts of each category
 
 
@@ -24,19 +26,24 @@ def main() -> None:
     parser.add_argument("report", type=Path, metavar="FILE", help="report.json of evaluate.py")
     args = parser.parse_args()
     try:
-        marked = [
-            (one["category"], one["prompt"], one["right"]) for one in json.loads(args.report.read_text())["pictures"]
-        ]
+        pictures = json.loads(args.report.read_text(encoding="utf-8"))["pictures"]
+        marked = [(one["category"], one["prompt"], bool(one["right"])) for one in pictures]
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{args.report} is no report of evaluate.py; give its report.json") from error
     known = {prompt.text for seed, count in CHOSEN_BY.items() for prompt in prompt_set(count, seed)}
-    for title, names in (*((name, [name]) for name in CATEGORIES), ("all", [*CATEGORIES])):
-        right = [hit for category, text, hit in marked if category in names and text not in known]
-        of = sum(category in names for category, _, _ in marked)
-        share = Share(sum(right), len(right))
+    for name, share in unseen(marked, known).items():
         low, high = share.interval
-        found = f"{100 * share.value:.1f} % right ({100 * low:.1f} to {100 * high:.1f})" if right else ""
-        print(f"{title:>18} {share.total} of {of} texts are in no set before; {found}")
+        found = f"{100 * share.value:.1f} % right ({100 * low:.1f} to {100 * high:.1f})" if share.total else "none"
+        print(f"{name:>18} {share.total:4} of {sum(name in (one[0], ALL) for one in marked):4}: {found}")
+
+
+def unseen(marked: list[tuple[str, str, bool]], known: Set[str]) -> dict[str, Share]:
+    """Of pictures (category, prompt, right) the share that is right of those whose prompt is not ``known``."""
+    shares = {}
+    for name in (*CATEGORIES, ALL):
+        right = [hit for category, text, hit in marked if name in (category, ALL) and text not in known]
+        shares[name] = Share(sum(right), len(right))
+    return shares
 
 
 if __name__ == "__main__":

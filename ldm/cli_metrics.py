@@ -15,6 +15,11 @@ def add_sources(parser: Any) -> None:
     parser.add_argument("--clip-run", type=Path, metavar="RUN", help="a run whose own CLIP gives the CLIP score")
 
 
+def sources_asked(args: argparse.Namespace) -> bool:
+    """Whether any of these options was given."""
+    return any((args.inception, args.lpips, args.clip, args.clip_weights, args.clip_run))
+
+
 def read_sources(args: argparse.Namespace) -> Sources:
     """Where the networks come from.
 

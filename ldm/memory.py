@@ -6,7 +6,10 @@ import sys
 from contextlib import suppress
 
 TRIM_THRESHOLD, MMAP_THRESHOLD = -1, -3  # of mallopt, in malloc.h
-NO_MEMORY = ("out of memory", "allocate memory", "bad alloc")  # what torch's errors say where there is none left
+NO_MEMORY = (  # what torch's errors say where there is none left, on Linux and on Windows
+    *("out of memory", "allocate memory", "not enough memory", "bad_alloc", "bad alloc"),
+    *("memory object", "allocate shared memory"),
+)
 
 
 def keep_freed() -> None:

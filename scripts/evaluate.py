@@ -20,7 +20,7 @@ from ldm.cli import (
     given_steering,
     one_line_errors,
 )
-from ldm.cli_metrics import add_sources, read_sources
+from ldm.cli_metrics import add_sources, read_sources, sources_asked
 from ldm.config import load, to_dict
 from ldm.evaluation.benchmark import Pictures, read_folder, read_reference
 from ldm.evaluation.evaluation import (
@@ -221,8 +221,9 @@ def check_together(args: argparse.Namespace) -> None:
         raise ValueError(f"--sweep-prompts {args.sweep_prompts} are of a --sweep without --prompts; leave them out")
     if args.images and args.lpips:
         raise ValueError("--lpips is of an autoencoder's pictures, and --images have none; leave it out")
-    if args.write_prompts and (args.model or args.images or args.sweep or args.general):
-        raise ValueError("--write-prompts scores nothing; leave out the model, --images and --sweep")
+    scored = (args.model, args.images, args.general, args.reference, sources_asked(args))
+    if args.write_prompts and (drawing_asked or any(scored)):
+        raise ValueError("--write-prompts scores nothing; leave out all but the prompts' own options")
 
 
 def described(folder: Path) -> dict[str, Any]:

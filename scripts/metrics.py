@@ -8,6 +8,7 @@ what the figures mean is told in docs/evaluation.md.
 import argparse
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -29,23 +30,29 @@ from ldm.data.transforms import to_bytes
 from ldm.evaluation.benchmark import Pictures, read_reference
 from ldm.evaluation.evaluation import Drawer
 from ldm.evaluation.general import Found, general, in_words
-from ldm.files import check_ours, make_writable, whole_folder
+from ldm.evaluation.report import check_out
+from ldm.files import whole_folder
 from ldm.folders import CONFIG, digest, load_model
 from ldm.run import Run
 from ldm.training.optim import resolve_precision
 
 COUNT = 1_000
+FIGURES = "figures.json"
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("model", type=Path, help="a model's folder")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="one on each line, all drawn; else held-out ones")
-    parser.add_argument("--reference", type=Path, metavar="DIR", help="true pictures; else as many held-out ones")
-    parser.add_argument("--count", type=int, metavar="N", help=f"how many held-out ones; {COUNT:,} if left out")
+    parser.add_argument("--reference", type=Path, metavar="DIR", help="true pictures; else held-out ones")
+    count = f"of held-out captions, pictures or both; as many as --captions has, else {COUNT:,}"
+    parser.add_argument("--count", type=int, metavar="N", help=count)
     parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next count up by 1")
     parser.add_argument("--out", type=Path, default=Path("outputs/metrics"), help="folder of figures and pictures")
-    add_sampling(parser.add_argument_group("how to draw (the model's own settings where left out)"))
+    add_sampling(
+        parser.add_argument_group("how to draw (the model's own settings where left out)"),
+        "what the machine multiplies fastest",
+    )
     add_steering(parser.add_argument_group("what else steers"))
     add_sources(parser.add_argument_group("the networks that measure (extra: pip install -e '.[eval]')"))
     return parser.parse_args()
@@ -57,35 +64,46 @@ def main() -> None:
         raise ValueError(
             f"--count {args.count} held-out ones: give 1 or more, and not captions and pictures of your own"
         )
-    sources = read_sources(args)
+    sources, out = read_sources(args), check_out(args.out, {FIGURES})
     model, run = load_model(args.model, device_of(args.device)), load(Run, args.model / CONFIG)
     model.sampling = model.sampling.but(*given_sampling(args))
     steer, steering = given_steering(args, model, model.sampling)
-    captions, reference = captions_and_pictures(args, run)
-    check_seed(args.seed, len(captions))
-    make_writable(args.out.parent)
-    check_ours(args.out)
+    asked = captions_and_pictures(args, run)
+    check_seed(args.seed, len(asked.captions))
     draw = Drawer(model, args.seed, args.precision or resolve_precision("auto", model.device), steer)
-    pictures = draw(captions, "drawing")
-    found = general(pictures, captions, reference=reference, sources=sources, autoencoder=model.autoencoder)
+    pictures = draw(asked.captions, "drawing")
     what = {
-        "model": str(args.model),
-        "hash": digest(args.model),
-        "captions": str(args.captions or f"{len(captions)} held-out ones"),
-        "reference": str(args.reference or f"{len(reference)} held-out pictures"),
+        **{
+            "model": str(args.model),
+            "hash": digest(args.model),
+            "captions": asked.whose,
+            "reference": asked.reference_of,
+        },
         **({"steering": steering} if steering else {}),
         **to_dict(model.sampling),
-        "seed": args.seed,
-        "precision": draw.precision,
+        **{"seed": args.seed, "precision": draw.precision},
     }
-    write(args.out, found, what, pictures, captions)
+    write(out, what, asked.captions, pictures, Found(notes=["not measured to the end"]))  # so nothing is lost below
+    found = general(pictures, asked.captions, reference=asked.reference, sources=sources, autoencoder=model.autoencoder)
+    found.notes += asked.notes
+    write(out, what, asked.captions, pictures, found)
     for line in in_words(found.tables, found.notes):
         print(line)
     print(f"figures and pictures: {args.out}")
 
 
-def captions_and_pictures(args: argparse.Namespace, run: Run) -> tuple[list[str], Pictures]:
-    """The captions to draw, and true pictures (N, S, S, 3): those that were named, else held-out ones of the run.
+class Asked(NamedTuple):
+    """What is drawn, and what it is compared with."""
+
+    captions: list[str]
+    whose: str
+    reference: Pictures  # (N, S, S, 3)
+    reference_of: str
+    notes: list[str]
+
+
+def captions_and_pictures(args: argparse.Namespace, run: Run) -> Asked:
+    """The captions and true pictures that were named, else held-out ones of the run.
 
     Raises:
         ValueError: held-out ones are wanted and the run's data is not here, or a file holds no caption.
@@ -93,26 +111,44 @@ def captions_and_pictures(args: argparse.Namespace, run: Run) -> tuple[list[str]
     captions = read_lines(args.captions) if args.captions else []
     if args.captions and not captions:
         raise ValueError(f"{args.captions} holds no caption; write one on each line")
-    if args.captions and args.reference:
-        return captions, read_reference(args.reference, run.data.size)
-    count = args.count or len(captions) or COUNT
+    reference = read_reference(args.reference, run.data.size) if args.reference else None
+    notes: list[str] = []
+    if not captions or reference is None:
+        count = args.count or len(captions) or COUNT
+        pictures, texts = held_out(run, count)
+        if len(texts) < count:
+            notes.append(f"of {count} held-out captions and pictures that are asked for there are {len(texts)}")
+        captions = captions or texts
+        reference = pictures if reference is None else reference
+    return Asked(
+        captions,
+        str(args.captions or f"{len(captions)} held-out ones"),
+        reference,
+        str(args.reference or f"{len(reference)} held-out pictures"),
+        notes,
+    )
+
+
+def held_out(run: Run, count: int) -> tuple[Pictures, list[str]]:
+    """The first ``count`` held-out pictures (N, S, S, 3) of the run's data, or all there are, with their captions."""
+    pictures, captions = [], []
     try:
-        held_out = list(first_batches(run.data.build("val"), 64, count))
+        for batch in first_batches(run.data.build("val"), 64, count):
+            pictures.append(to_bytes(batch.image))
+            captions += batch.captions
     except (ValueError, OSError) as error:
         raise ValueError(f"the model's own data is not here ({error}); give --captions and --reference") from error
-    pictures = [to_bytes(batch.image) for batch in held_out]
-    found = captions or [caption for batch in held_out for caption in batch.captions]
-    return found, read_reference(args.reference, run.data.size) if args.reference else np.concatenate(pictures)
+    return np.concatenate(pictures), captions
 
 
-def write(out: Path, found: Found, what: dict[str, object], pictures: Pictures, captions: list[str]) -> None:
+def write(out: Path, what: dict[str, Any], captions: list[str], pictures: Pictures, found: Found) -> None:
     """Write the folder at once, in place of one that is there."""
     figures = {"what": what, "tables": found.tables, "notes": found.notes, "captions": captions}
     with whole_folder(out) as staged:
         (staged / "images").mkdir()
         for number, picture in enumerate(pictures):
             Image.fromarray(picture).save(staged / "images" / f"{number:05d}.png")
-        (staged / "figures.json").write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
+        (staged / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -10,12 +10,14 @@ from pathlib import Path
 import pytest
 
 import ldm.cli
+from ldm.cli import given_sampling
 from ldm.config import load
 from ldm.run import Run
+from ldm.sampling import Sampling
 
 ROOT = Path(__file__).parent.parent
 PAGES = sorted({ROOT / "README.md", *(p for at in ("docs", "data", "ldm") for p in (ROOT / at).rglob("*.md"))})
-START = r"(?:\w+=\S+ +)*(?:python|torchrun)\s"
+START = r"(?:\w+=\S+ +)*(?:\S*/)?(?:python|torchrun)\s"
 WRITTEN = re.compile(rf"^ {{4}}({START}(?:[^\n\\]|\\\n)*)|`({START}[^`]+)`", re.M)  # on lines of its own, or within one
 COMMAND = re.compile(r"\s((?:scripts|benchmarks)/\w+\.py)\b(.*)", re.S)
 LEFT_OPEN = {"...", "…"}
@@ -58,8 +60,27 @@ def test_a_documented_command_is_understood(script, words, monkeypatch):
         assert words == []  # it takes none, and would begin
         return
     args = read_by(script, words, monkeypatch)
+    if {"sampler", "set"} <= vars(args).keys():
+        Sampling().but(*given_sampling(args))
     if script.startswith("scripts/train_") and not EXAMPLES & {*words}:
         load(Run, args.config, args.overrides)
+
+
+def test_commands_of_every_kind_are_found():
+    found = [each.values for each in commands()]
+    assert len(found) > 100
+    for script, words in (
+        (
+            "scripts/txt2img.py",
+            ["--from-file", "data/prompts.txt", "--outdir", "outputs/readme", "--grid"],
+        ),  # .venv/bin
+        ("benchmarks/scorer.py", []),  # in a table
+        (
+            "scripts/train_ldm.py",
+            ["out=runs/seed1", "train_ldm.seed=1", "train_ldm.steps=4096", "train_ldm.score_every=512"],
+        ),
+    ):
+        assert (script, words) in found
 
 
 def test_an_option_that_no_script_has_would_be_found(monkeypatch):

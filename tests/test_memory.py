@@ -53,6 +53,10 @@ def test_a_script_gets_large_pages_though_it_has_imported_everything():
     [
         torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB\nof 1 GiB"),
         RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes"),
+        RuntimeError("DefaultCPUAllocator: not enough memory: you tried to allocate 9 bytes."),
+        RuntimeError("std::bad_alloc"),
+        RuntimeError("could not create a memory object"),
+        RuntimeError("unable to allocate shared memory(shm)"),
         MemoryError("no room"),
     ],
 )

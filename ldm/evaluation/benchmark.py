@@ -58,7 +58,7 @@ def drawn_by(
     """What ``model`` draws for the prompts, or other texts, picture i from ``seed`` + i."""
     texts = [prompt if isinstance(prompt, str) else prompt.text for prompt in prompts]
     drawn = model(texts, seed=seed, sampling=sampling, precision=precision, progress=progress, steer=steer)
-    return to_bytes(torch.cat([image for image, _ in drawn]))  # of (1, 3, S, S) each
+    return np.concatenate([to_bytes(image) for image, _ in drawn])  # of (1, 3, S, S) each
 
 
 def true_pictures(prompts: list[Prompt], size: int = 64, seed: int = SEED) -> Pictures:

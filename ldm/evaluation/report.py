@@ -6,7 +6,7 @@ Legend: N pictures, S side.
 import base64
 import io
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import asdict, dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -94,8 +94,10 @@ class Report:
         return drawn
 
 
-def check_out(folder: Path) -> Path:
+def check_out(folder: Path, named: Set[str] = frozenset({PAGE, FIGURES})) -> Path:
     """The folder of a report, absolute; it may be new, empty, or hold a report that will be replaced.
+
+    A report is what has the ``named`` files.
 
     Raises:
         ValueError: it is a file, or holds anything that is not a report's.
@@ -110,7 +112,7 @@ def check_out(folder: Path) -> Path:
             ours = {*json.loads((folder / MANIFEST).read_text(encoding="utf-8")), MANIFEST}
         except (OSError, ValueError):
             ours = set()
-        if (held and not {PAGE, FIGURES} <= ours) or held - ours:
+        if (held and not named <= ours) or held - ours:
             raise ValueError(f"--out {folder} holds other files, which a report would replace; name a new folder")
     folder.parent.mkdir(parents=True, exist_ok=True)
     with TemporaryFile(dir=folder.parent):

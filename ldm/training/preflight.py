@@ -15,6 +15,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.memory import ran_out
+from ldm.training.engine import any_rank
 from ldm.training.loop import Trainer
 from ldm.training.task import MicroStep
 
@@ -66,7 +67,7 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device:
         flops = _flops(trainer, next(batches))
         trainer.train_step(batches)
         steps, began = 0, time.perf_counter()
-        while steps < TIMED[0] or (steps < TIMED[1] and time.perf_counter() - began < ENOUGH):
+        while steps < TIMED[0] or (steps < TIMED[1] and any_rank(engine, time.perf_counter() - began < ENOUGH)):
             trainer.train_step(batches)
             steps += 1
         seconds = (time.perf_counter() - began) / steps  # a step reads its gradient's norm: none is still under way

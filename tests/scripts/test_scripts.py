@@ -632,6 +632,8 @@ def test_a_first_stage_is_scored_alone(chain, tmp_path):
         (["--clip", "ViT-B-32:openai", "--clip-run", "."], "the score is of one; leave one out"),
         (["--images", "data/sample", "--lpips", "README.md"], "--images have none; leave it out"),
         (["--write-prompts", "new.txt", "--images", "data/sample"], "--write-prompts scores nothing; leave out"),
+        (["--write-prompts", "new.txt", "--steps", 3], "--write-prompts scores nothing; leave out"),
+        (["--write-prompts", "new.txt", "--clip", "ViT-B-32:openai"], "--write-prompts scores nothing; leave out"),
         (["--write-prompts", "README.md"], "README.md"),
         (["--prompts", "README.md"], "is no caption of the shapes world"),
     ],
@@ -667,6 +669,8 @@ def test_a_model_of_any_pictures_is_measured_on_its_held_out_ones(chain, tmp_pat
         figures["tables"].keys() == {"CLIP score", "Autoencoder"} and figures["tables"]["CLIP score"]["pictures"] == 5
     )
     assert "note: FID and KID left out" in printed and "--inception" in printed
+    status, printed, _ = call("metrics.py", chain.model, "--count", 7, "--steps", 1, "--out", tmp_path / "found")
+    assert status == 0 and "note: of 7 held-out captions and pictures that are asked for there are 6" in printed
     own = tmp_path / "own.txt"
     own.write_text("a dog on a sofa\n\nein Pferd\n", encoding="utf-8")
     other = ("--captions", own, "--reference", "data/sample", "--steps", 1, "--out", tmp_path / "found")
@@ -688,7 +692,8 @@ def test_a_model_of_any_pictures_is_measured_on_its_held_out_ones(chain, tmp_pat
         (["--reference", "tests"], "tests holds no pictures"),
         (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
         (["--seed", -1], "--seed -1 is not a number"),
-        (["--out", "tests"], "tests holds files that this program did not write"),
+        (["--out", "tests"], "tests holds other files"),
+        (["--out", "ldm/assets/shapes64"], "holds other files, which a report would replace"),
     ],
 )
 def test_a_mistake_in_measuring_is_told_in_one_line(options, says, tmp_path, monkeypatch):

@@ -92,6 +92,15 @@ def test_the_time_is_that_of_as_many_steps_and_the_memory_what_this_process_hold
     assert found.memory > psutil.Process().memory_info().rss / 2
 
 
+@pytest.mark.parametrize(("seconds", "steps"), [(60.0, 2), (0.5, 10), (0.01, 20)])
+def test_two_to_twenty_steps_are_timed_for_five_seconds(tmp_path, monkeypatch, seconds, steps):
+    time_steps(monkeypatch, module, seconds)
+    trained, step = [], module.Trainer.train_step
+    monkeypatch.setattr(module.Trainer, "train_step", lambda made, batches: trained.append(1) or step(made, batches))
+    assert plan(tmp_path, batch=4, steps=100).seconds == pytest.approx(100 * seconds)
+    assert len(trained) == 1 + steps  # one before that starts the loader
+
+
 def test_frozen_parameters_count_as_not_trained(tmp_path):
     task = LineTask()
     task.network.first.requires_grad_(False)
