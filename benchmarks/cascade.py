@@ -66,9 +66,7 @@ def main() -> None:
 
 def score(prompts: list[Prompt], images: Tensor) -> str:
     """The share of right ones of ``images`` (N, 3, H, W), with its 95 % interval."""
-    share = mark(prompts, to_bytes(images)).score.overall
-    low, high = share.interval
-    return f"{share.value:.1%} ({100 * low:.0f} to {100 * high:.0f})"
+    return mark(prompts, to_bytes(images)).score.overall.percent()
 
 
 if __name__ == "__main__":

@@ -85,7 +85,8 @@ def main() -> None:
         cells = [path.stem, *row(autoencoder, pictures, prompts if drawn else None)]
         if args.denoiser:
             changes = [*args.set, *args.denoiser_set]
-            cells.append(percent(score_of_denoiser(path, Path(run.out), args.denoiser, changes, prompts)))
+            score = score_of_denoiser(path, Path(run.out), args.denoiser, changes, prompts)
+            cells.append(score.overall.percent())
         print(f"| {' | '.join(cells)} |", flush=True)
         shown = pictures[:: -(-len(pictures) // SHOWN)]  # of all categories
         sheet += [through(autoencoder, shown)] if sheet else [shown, through(autoencoder, shown)]
@@ -117,7 +118,7 @@ def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt] | No
         f"{sum(weight.numel() for weight in autoencoder.parameters()) / 1e6:.2f} M",
         f"{report.psnr:.1f} dB",
         f"{report.ssim:.3f}",
-        *([percent(mark(prompts, through(autoencoder, pictures)).score)] if prompts is not None else []),
+        *([mark(prompts, through(autoencoder, pictures)).score.overall.percent()] if prompts is not None else []),
         f"{1 / report.encode_seconds:.0f}, {1 / report.decode_seconds:.0f}",
         said_by_latents(report),
     ]
@@ -163,11 +164,6 @@ def said_by_latents(report: AutoencoderReport) -> str:
     levels = [name.removeprefix("perplexity") for name in own if name.startswith("perplexity")]
     used = [f"perplexity {own[f'perplexity{at}']:.0f}, {100 * own[f'usage{at}']:.0f} % used" for at in levels]
     return "; ".join(used)
-
-
-def percent(score: Score) -> str:
-    low, high = score.overall.interval
-    return f"{100 * score.overall.value:.1f} % ({100 * low:.1f} to {100 * high:.1f})"
 
 
 if __name__ == "__main__":

@@ -134,11 +134,10 @@ def row(run: Run, base: Path, per_category: int) -> str:
     model = load_model(train_ldm(run, device_of()), device_of())
     prompts = [p for p in prompt_set(per_category, TRAINING_SEED) if run.data.holds(p.statement)]
     score = mark(prompts, drawn_by(model, prompts)).score.overall
-    low, high = score.interval
     config, log = run.train_ldm, read(Path(run.out) / "training" / "denoiser" / "log.jsonl")
     last = [line for line in log if "val_loss" in line][-1]
     cells = (
-        f"{100 * score.value:.0f} % of {score.total} ({100 * low:.0f} to {100 * high:.0f})",
+        f"{score.percent(0)} of {score.total}",
         f"{last['val_loss']:.3f} / {last['val_loss_shuffled']:.3f}",
         f"{config.steps:,}",
         f"{minutes_of_steps(log, config.batch * config.accumulate)[-1]:.1f}",

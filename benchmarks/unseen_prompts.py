@@ -32,8 +32,7 @@ def main() -> None:
         raise ValueError(f"{args.report} is no report of evaluate.py; give its report.json") from error
     known = {prompt.text for seed, count in CHOSEN_BY.items() for prompt in prompt_set(count, seed)}
     for name, share in unseen(marked, known).items():
-        low, high = share.interval
-        found = f"{100 * share.value:.1f} % right ({100 * low:.1f} to {100 * high:.1f})" if share.total else "none"
+        found = f"{share.percent()} right" if share.total else "none"
         print(f"{name:>18} {share.total:4} of {sum(name in (one[0], ALL) for one in marked):4}: {found}")
 
 

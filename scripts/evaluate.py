@@ -243,9 +243,10 @@ def drawing(draw: Drawer) -> dict[str, Any]:
 def tell(report: Report) -> None:
     """Print the score by category and attribute, the other metrics, and what to know of them."""
     score = report.marked.score
-    for name, share in [*score.categories.items(), *score.attributes.items()]:
-        low, high = share.interval
-        print(f"{name:>18} {100 * share.value:5.1f} % of {share.total} ({100 * low:.1f} to {100 * high:.1f})")
+    for name, share in score.categories.items():
+        print(f"{name:>18} {share.percent()} of {share.total}")
+    for name, share in score.attributes.items():  # no interval: those of one picture do not vary independently
+        print(f"{name:>18} {100 * share.value:.1f} % of {share.total}")
     for line in in_words(report.tables, report.notes):
         print(line)
     low, high = score.overall.interval

@@ -44,6 +44,11 @@ class Share(NamedTuple):
         half = z / (1 + z**2 / n) * sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
         return max(0.0, middle - half), min(1.0, middle + half)
 
+    def percent(self, digits: int = 1) -> str:
+        """In words, with the interval: "92.2 % (89.5 to 94.2)"."""
+        share, low, high = (f"{100 * value:.{digits}f}" for value in (self.value, *self.interval))
+        return f"{share} % ({low} to {high})"
+
 
 @dataclass
 class Score:

@@ -407,3 +407,7 @@ def test_each_picture_is_marked_by_its_own_prompt(benchmark):
     assert marked.verdicts == [judge(p.statement, s) for p, s in zip(prompts, marked.scenes, strict=True)]
     assert marked.score == tally(prompts, marked.verdicts)
     assert mark(prompts, np.roll(pictures, 1, axis=0)).score.overall.value < 0.3
+
+
+def test_a_share_in_words_has_its_interval():
+    assert Share(461, 500).percent() == "92.2 % (89.5 to 94.2)" and Share(8, 8).percent(0) == "100 % (68 to 100)"
