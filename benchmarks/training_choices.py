@@ -40,6 +40,7 @@ TARGETS = {  # name: overrides of the configuration
     "x0, cosine with shift 2": [*V, "process.target=x0"],
     "edm, cosine with shift 2": [*V, "process.target=edm"],
     "flow, cosine with shift 2": [*V, "process.target=flow"],
+    "flow, cosine with shift 2, times logit_normal": [*V, "process.target=flow", "times=logit_normal"],
     "eps, linear": EPS,
     "v, linear": [*V, "schedule=linear", "schedule.shift=1"],
     "v, scaled_linear": [*V, "schedule=scaled_linear", "schedule.shift=1"],
