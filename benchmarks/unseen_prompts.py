@@ -5,7 +5,7 @@
 
 Some categories have few texts ("a star"), so that another seed draws many of the same. Left out are the texts of the
 sets by which the shipped model, its trainings and its settings were chosen: the benchmark's own, the one that trainings
-are scored on, and those of docs/recipes.md and docs/samplers.md.
+are scored on, and those of docs/recipes.md and docs/samplers.md, as far as they have a seed.
 """
 
 import argparse
