@@ -73,15 +73,14 @@ def main() -> None:
     draw = Drawer(model, args.seed, args.precision or resolve_precision("auto", model.device), steer)
     pictures = draw(asked.captions, "drawing")
     what = {
-        **{
-            "model": str(args.model),
-            "hash": digest(args.model),
-            "captions": asked.whose,
-            "reference": asked.reference_of,
-        },
-        **({"steering": steering} if steering else {}),
+        "model": str(args.model),
+        "hash": digest(args.model),
+        "captions": asked.whose,
+        "reference": asked.reference_of,
+        "steering": steering,
+        "seed": args.seed,
+        "precision": draw.precision,
         **to_dict(model.sampling),
-        **{"seed": args.seed, "precision": draw.precision},
     }
     write(out, what, asked.captions, pictures, Found(notes=["not measured to the end"]))  # so nothing is lost below
     found = general(pictures, asked.captions, reference=asked.reference, sources=sources, autoencoder=model.autoencoder)

@@ -25,7 +25,7 @@ EXAMPLES = {"denoiser=stack", "MODEL/config.yaml"}  # what the reader is to writ
 
 
 def commands():
-    """(page, script, arguments) of every command, but for names in capitals that stand for a file or a folder."""
+    """(script, arguments) of every command; names in capitals, which stand for a file or a folder, are read as such."""
     for page in PAGES:
         for alone, within in WRITTEN.findall(page.read_text()):
             if found := COMMAND.search((alone or within).replace("\\\n", " ")):
