@@ -28,6 +28,7 @@ from ldm.autoencoders.bottlenecks.sparse import TopK
 from ldm.autoencoders.codes import map_sizes, quantizers
 from ldm.cli import check_picture, device_of, one_line_errors
 from ldm.config import load
+from ldm.data import pictures_of
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.data.transforms import from_bytes, to_bytes
@@ -102,7 +103,7 @@ def run_of(path: Path, out: Path | None, overrides: list[str]) -> Run:
 
 def held_out(data: Any, count: int) -> Pictures:
     """The first ``count`` pictures that ``data`` holds out for validation, or all where there are fewer."""
-    return np.concatenate([to_bytes(batch.image) for batch in first_batches(data.build("val"), AT_ONCE, count)])
+    return np.concatenate([to_bytes(batch.image) for batch in first_batches(pictures_of(data, "val"), AT_ONCE, count)])
 
 
 def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt] | None) -> list[str]:

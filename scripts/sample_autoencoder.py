@@ -21,6 +21,7 @@ from ldm.autoencoders.bottlenecks import Gaussian
 from ldm.autoencoders.codes import decode_codes, map_sizes, quantizers
 from ldm.autoencoders.walks import PATHS, informative, traversals
 from ldm.cli import DEVICE_HELP, check_seed, device_of, one_line_errors
+from ldm.data import pictures_of
 from ldm.data.loader import first_batches
 from ldm.data.transforms import Transform, read_picture
 from ldm.folders import load_autoencoder, load_prior, shipped_model
@@ -54,7 +55,7 @@ class Stage:
 
     def held_out(self, count: int) -> Tensor:
         """The first ``count`` held-out pictures (B, 3, S, S) of the run."""
-        data = replace(self.run.data, size=self.size).build("val")
+        data = pictures_of(replace(self.run.data, size=self.size), "val")
         image = torch.cat([batch.image for batch in first_batches(data, AT_ONCE, count)])
         return image.to(self.autoencoder.mean.device)
 

@@ -27,15 +27,22 @@ class FolderConfig(SplitOptions):
         """The "train" or "val" samples; raises ValueError where there is no folder, no picture or no caption."""
         return Folder(self, split)
 
+    def pictures(self, split: str) -> "Folder":
+        """Those samples for who reads no captions: of all pictures, with a caption that is empty."""
+        return Folder(self, split, captioned=False)
+
 
 class Folder(ImageFiles):
     """Pictures under a folder, each with the captions that stand beside it."""
 
-    def __init__(self, config: FolderConfig, split: str) -> None:
+    def __init__(self, config: FolderConfig, split: str, *, captioned: bool = True) -> None:
         self.root = Path(config.path).expanduser()
         if not config.path or not self.root.is_dir():
             raise ValueError(f"there is no folder '{config.path}'; set data.path to the folder that holds the pictures")
-        found = find_captions(self.root, list_files(self.root))
+        places = CaptionPlaces(self.root, list_files(self.root))
+        if not places.images:
+            raise ValueError(f"{self.root}: no pictures here; the endings looked for are {' '.join(IMAGE_SUFFIXES)}")
+        found = find_captions(places) if captioned else {image: [""] for image in places.images}
         self.names = list(found)
         self.listed = list(found.values())
         super().__init__(config, split, self.names, where=config.path)
@@ -82,17 +89,14 @@ def find_files(root: Path) -> tuple[list[str], list[str]]:
     return sorted(names), sorted(outside)
 
 
-def find_captions(root: Path, names: list[str]) -> dict[str, list[str]]:
-    """The captions of every picture among ``names`` that has one.
+def find_captions(places: "CaptionPlaces") -> dict[str, list[str]]:
+    """The captions of every picture that has one.
 
     They are the lines of the ``.txt`` file with the picture's stem, or else what ``metadata.jsonl`` says of it. Where
     the folder has neither, the first sub-folder is the picture's class and its name is the caption. Pictures without
     a caption are left out and their number is reported; raises ValueError where none is left.
     """
-    places = CaptionPlaces(root, names)
-    images = places.images
-    if not images:
-        raise ValueError(f"{root}: no pictures here; the endings looked for are {' '.join(IMAGE_SUFFIXES)}")
+    root, images = places.root, places.images
     listed = read_metadata(root, set(images)) if places.has_metadata else {}
     found = {image: captions for image in images if (captions := places.captions(image, places.beside(image), listed))}
     if not found:

@@ -26,13 +26,15 @@ class SplitOptions(ImageOptions):
 
 
 def in_split(names: Sequence[str], split: str, val_share: float) -> list[int]:
-    """The indices, rising, of the ``names`` that belong to ``split``; the two splits share none and leave none out.
+    """The indices of the ``names`` that belong to ``split``; the two splits share none and leave none out.
 
     A name is held out for validation when its hash falls into the lowest ``val_share`` of all hashes, so samples added
-    later do not move the others. Of two names or more at least one is held out and at least one is trained on.
+    later do not move the others. Of two names or more at least one is held out and at least one is trained on. The
+    order is that of the hashes, so that the first samples are a fair draw of all, and not one folder's.
     """
-    held = held_out([name_hash(name) for name in names], val_share)
-    return [i for i in range(len(names)) if (i in held) == (split == "val")]
+    hashes = [name_hash(name) for name in names]
+    held = held_out(hashes, val_share)
+    return [i for i in sorted(range(len(names)), key=hashes.__getitem__) if (i in held) == (split == "val")]
 
 
 def held_out(hashes: Sequence[int], val_share: float) -> set[int]:

@@ -26,7 +26,7 @@ from torch import Tensor
 
 log = logging.getLogger(__name__)
 
-VERSION = 1  # rises when the same file would give another tensor
+VERSION = 2  # rises when the same file would give another tensor, or samples come in another order
 CROPS = ("center", "random")
 SPLITS = ("train", "val")
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff")

@@ -7,6 +7,7 @@ import torch
 
 from ldm.autoencoders import Autoencoder
 from ldm.config import load
+from ldm.data import pictures_of
 from ldm.files import check_folder, check_ours, fill_weights, read_tensors
 from ldm.folders import (
     CONFIG,
@@ -39,7 +40,7 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
         start_autoencoder(run, network)
     if run.decoder_only:
         network.freeze_latents()
-    data = run.data.build("train"), run.data.build("val")
+    data = pictures_of(run.data, "train"), pictures_of(run.data, "val")
 
     def save(net: Autoencoder) -> None:
         save_autoencoder(net, run, folder)

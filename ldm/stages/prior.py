@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 
 from ldm.autoencoders.codes import num_codes
+from ldm.data import pictures_of
 from ldm.folders import latent_fingerprint, save_prior
 from ldm.priors import CodePrior
 from ldm.run import Run
@@ -26,9 +27,9 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     run, autoencoder = frozen_autoencoder(run, device, stand_in=start.scratch is not None)
     run.check_size(autoencoder.factor)
     network = run.prior.build(num_codes(autoencoder.bottleneck))
-    pictures = taken_first("the codes", run.prior.pictures, config, start)
-    train = codes_of(autoencoder, run.data.build("train"), pictures, config)
-    val = codes_of(autoencoder, run.data.build("val"), config.validate_samples, config)
+    count = taken_first("the codes", run.prior.pictures, config, start)
+    train = codes_of(autoencoder, pictures_of(run.data, "train"), count, config)
+    val = codes_of(autoencoder, pictures_of(run.data, "val"), config.validate_samples, config)
     made_from = {"autoencoder": latent_fingerprint(autoencoder), "number of pictures": str(run.prior.pictures)}
 
     def save(net: CodePrior) -> None:

@@ -14,7 +14,7 @@ BETAS = (0.5, 0.9)  # of its AdamW: a momentum as short as what it judges change
 
 
 class Adversary:
-    """The loop's rival of an autoencoder: ``price`` is called in the loss of the one, ``loss`` then for the other."""
+    """The loop's rival of an autoencoder: ``joined`` is called in the loss of the one, ``loss`` then for the other."""
 
     def __init__(self, config: AdversarialConfig, train: TrainConfig) -> None:
         """``train`` is the autoencoder's.
@@ -39,25 +39,31 @@ class Adversary:
         )
         self._shown: tuple[int, Tensor, Tensor] | None = None  # step, images, reconstructions
 
-    def price(
+    def joined(
         self, step: int, image: Tensor, decoded: Tensor, reconstruction: Tensor, last: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """What is added to the loss () of ``decoded`` (B, 3, H, W), and figures: nothing before the start.
+        """``reconstruction``, the loss () of ``decoded`` (B, 3, H, W), and what the discriminator says; and figures.
 
-        Its gradient reaches no weight of the discriminator. ``reconstruction`` is the loss () that it is weighed
-        against at ``last``, the weights of the decoder's last layer.
+        Before the start that is ``reconstruction`` alone. ``last`` are the weights of the decoder's last layer, at
+        which the two are weighed. No gradient reaches a weight of the discriminator, and both losses have gone
+        backwards as far as ``decoded`` once this returns: they do not go there again, which is half of the work where a
+        perceptual network is large.
         """
         if step >= self.begins:
             self._shown = (step, image, decoded.detach())
         if step < self.settings.start:
-            return torch.zeros_like(reconstruction), {}
+            return reconstruction, {}
         frozen = {name: weight.detach() for name, weight in self.network.named_parameters()}
         cost = -functional_call(self.network, frozen, (decoded,)).float().mean()
-        weight = adaptive_weight(reconstruction, cost, last)
-        return self.settings.weight * weight * cost, {"adversarial": cost.detach(), "adaptive_weight": weight}
+        pulls = [torch.autograd.grad(loss, decoded)[0] for loss in (reconstruction, cost)]  # (B, 3, H, W)
+        at_last = (torch.autograd.grad(decoded, last, pull, retain_graph=True)[0] for pull in pulls)
+        weight = adaptive_weight(*at_last)
+        share = self.settings.weight * weight
+        total = with_gradient(reconstruction + share * cost, decoded, pulls[0] + share * pulls[1])
+        return total, {"adversarial": cost.detach(), "adaptive_weight": weight}
 
     def loss(self, network: nn.Module) -> tuple[Tensor, dict[str, Tensor]] | None:
-        """The discriminator's loss () on the pictures of the last ``price``, and figures; None before it begins."""
+        """The discriminator's loss () on the pictures of the last ``joined``, and figures; None before it begins."""
         if self._shown is None:
             return None
         (step, image, decoded), self._shown = self._shown, None
@@ -72,3 +78,9 @@ class Adversary:
             total = total + self.settings.r1 * self.settings.r1_every * penalty
             figures["r1"] = penalty.detach()
         return total, figures
+
+
+def with_gradient(value: Tensor, x: Tensor, gradient: Tensor) -> Tensor:
+    """``value`` () whose derivative by ``x`` is ``gradient``, of the same shape."""
+    along = (x * gradient).sum()
+    return value.detach() + (along - along.detach())

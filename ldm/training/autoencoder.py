@@ -1,6 +1,7 @@
 """Training the first stage: reconstruction, of corrupted images where asked, plus penalties on the latents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from functools import cached_property
 from math import log10
 from pathlib import Path
 from typing import Any
@@ -42,16 +43,18 @@ class AutoencoderTask(DataTask):
         self.network, self.save = network, save
         self.reconstruction, self.robustness = reconstruction.build(perceptual(reconstruction)), robustness
         self.adversary = adversary
-        self.held_out = list(first_batches(val, config.batch, config.validate_samples))
+        self.val = val
 
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         image = batch.image.to(self.device)
         decoded, code = network(self.robustness.corrupted(image))
         total, terms = self.reconstruction.to(self.device)(image, decoded)
         if self.adversary is not None:
-            price, figures = self.adversary.price(step, image, decoded, total, self._last)
-            total, terms = total + price, {**terms, **figures}
-        total = total + warmed(step, self.network.bottleneck.warmup) * code.penalty
+            total, figures = self.adversary.joined(step, image, decoded, total, self._last)
+            terms |= figures
+        penalty = warmed(step, self.network.bottleneck.warmup) * code.penalty
+        total = total + penalty
+        terms["penalty"] = penalty.detach()
         if self.robustness.contractive:
             terms["contraction"] = contraction(self._mode, image)
             total = total + self.robustness.contractive * terms["contraction"] / image[0].numel()
@@ -84,9 +87,18 @@ class AutoencoderTask(DataTask):
         """
         assert isinstance(network, Autoencoder)
         if not network.latents_frozen:
-            data = first_batches(self.train, self.config.batch, MEASURED)
-            network.measure(batch.image.to(self.device) for batch in data)
+            network.measure(batch.image.to(self.device) for batch in self._first(self.train, MEASURED))
         self.save(network)
+
+    @cached_property
+    def held_out(self) -> list[Batch]:
+        """What a validation looks at; only the process that does keeps it in memory."""
+        return list(self._first(self.val, self.config.validate_samples))
+
+    def _first(self, data: Any, count: int) -> Iterator[Batch]:
+        """The first ``count`` samples. One worker would be no faster than none, and takes seconds to begin."""
+        workers = self.config.workers if self.config.workers > 1 else 0
+        return first_batches(data, self.config.batch, count, workers=workers)
 
     def _mode(self, image: Tensor) -> Tensor:
         """The latent (B, C, h, w) without a draw, in the network itself, without the loop's wrappers.

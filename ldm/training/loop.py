@@ -123,7 +123,7 @@ class Trainer:
         """One optimizer step; the loss, the figures of task and rival, and the gradients' norms."""
         config = self.config
         before = [value.clone() for value in self._moved()]
-        figures: dict[str, Tensor] = {}
+        figures: list[dict[str, Tensor]] = []  # of each micro-step
         micro: list[MicroStep] = []
         for i in range(config.accumulate):
             seed = _seed(config.seed, self.step * config.accumulate + i, self.accelerator.process_index)
@@ -132,7 +132,7 @@ class Trainer:
             last = i == config.accumulate - 1
             parts = zip(self.learners, self._losses(each), strict=True)
             found = [made for learner, loss in parts if (made := learner.backward(loss, last=last)) is not None]
-            figures = {name: value for _, some in found for name, value in some.items()}
+            figures.append({name: value for _, some in found for name, value in some.items()})
             micro.append(each._replace(losses=tuple(loss.detach() for loss, _ in found)))
         norms = {f"{learner.prefix}gradient_norm": learner.clip() for learner in self.learners}
         self.step += 1
@@ -141,7 +141,8 @@ class Trainer:
         self._update(norms, all(map(isfinite, (value, *others))), micro, before)
         if self.spiked(value):
             self._write({"loss_spike": value})
-        return {"loss": total, **figures, **norms}
+        means = {name: torch.stack([each[name].detach().float() for each in figures]).mean() for name in figures[0]}
+        return {"loss": total, **means, **norms}
 
     def rerun(self, networks: Iterable[nn.Module], micro: MicroStep) -> list[Tensor]:
         """The losses of a micro-step, of ``networks``, a learner's each, without wrappers.

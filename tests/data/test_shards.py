@@ -40,7 +40,10 @@ def write_shards(root: Path, shards: int = 3, each: int = 5) -> Path:
 
 
 def build(path: Path | str, split: str = "train", **options: object) -> Shards:
-    return ShardsConfig(**{"path": str(path), "size": 16, "val_share": 0, **options}).build(split)
+    """The samples in the order of the archives, where a test can know which is which."""
+    dataset = ShardsConfig(**{"path": str(path), "size": 16, "val_share": 0, **options}).build(split)
+    dataset.chosen.sort()
+    return dataset
 
 
 def captions(dataset: Shards, epoch: int = 0) -> list[str]:

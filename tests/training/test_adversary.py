@@ -82,11 +82,39 @@ def test_the_autoencoders_loss_gives_no_gradient_to_the_discriminator_and_the_di
 
 def test_the_adversarial_term_alone_moves_encoder_and_decoder_and_nothing_of_the_discriminator():
     made, image = task(), batch().image
-    decoded, _ = made.network(image)
-    reconstruction, _ = made.reconstruction(image, decoded)
-    made.adversary.price(0, image, decoded, reconstruction, made._last)[0].backward()
-    assert all(p.grad is not None and p.grad.abs().sum() > 0 for p in made.network.parameters())
+    alone = gradient_of(made, reconstructed(made, image)[1])
+    both = gradient_of(made, made.adversary.joined(0, image, *reconstructed(made, image), made._last)[0])
+    assert all((both[name] - alone[name]).abs().sum() > 0 for name in alone)
     assert all(p.grad is None for p in made.adversary.network.parameters())
+
+
+def gradient_of(made, loss):
+    """The autoencoder's, by name, which then are gone from it."""
+    loss.backward()
+    found = {name: p.grad for name, p in made.network.named_parameters()}
+    made.network.zero_grad(set_to_none=True)
+    return found
+
+
+def test_the_sum_of_both_losses_has_the_value_and_the_gradient_of_the_sum_as_it_is_written():
+    """``joined`` goes back through each once, and the weight is what it says: the ratio of the gradients' norms."""
+    made, image = task(), batch().image
+    decoded, reconstruction = reconstructed(made, image)
+    cost = -made.adversary.network(decoded).mean()
+    norms = [torch.autograd.grad(x, made._last, retain_graph=True)[0].norm() for x in (reconstruction, cost)]
+    wanted = reconstruction + 0.5 * norms[0] / norms[1] * cost
+    total, figures = made.adversary.joined(0, image, *reconstructed(made, image), made._last)
+    torch.testing.assert_close(total, wanted)
+    torch.testing.assert_close(figures["adaptive_weight"], norms[0] / norms[1], rtol=1e-3, atol=0)
+    found, expected = gradient_of(made, total), gradient_of(made, wanted)
+    for name, gradient in expected.items():
+        torch.testing.assert_close(found[name], gradient, rtol=1e-3, atol=1e-5, msg=name)
+
+
+def reconstructed(made, image):
+    """The pictures (B, 3, H, W) that come back, and their loss."""
+    decoded, _ = made.network(image)
+    return decoded, made.reconstruction(image, decoded)[0]
 
 
 def test_the_adversarial_term_pulls_at_the_last_layer_as_hard_as_its_weight_says():

@@ -31,13 +31,11 @@ def gradient_penalty(image: Tensor, logits: Tensor) -> Tensor:
     return 0.5 * gradient.square().sum(dim=(1, 2, 3)).mean()
 
 
-def adaptive_weight(reconstruction: Tensor, adversarial: Tensor, last: Tensor) -> Tensor:
-    """The weight () at which both losses pull equally hard at ``last``, the weights of the decoder's last layer.
+def adaptive_weight(reconstruction: Tensor, adversarial: Tensor) -> Tensor:
+    """The weight () at which both losses pull equally hard at the decoder's last layer, by their gradients there.
 
-    ||d reconstruction / d last|| / (||d adversarial / d last|| + EPS), at most MOST, without a gradient (Esser et al.
-    2021, arXiv:2012.09841, eq. 7); 0 where neither pulls. Over several processes the gradients are those of all.
+    ||reconstruction|| / (||adversarial|| + EPS), at most MOST (Esser et al. 2021, arXiv:2012.09841, eq. 7); 0 where
+    neither pulls. Both are of the shape of that layer's weights, and over several processes those of all count.
     """
-    losses = (reconstruction, adversarial)
-    gradients = [torch.autograd.grad(loss, last, retain_graph=True)[0] for loss in losses]
-    wanted, found = (sum_over_ranks(gradient).norm() for gradient in gradients)
+    wanted, found = (sum_over_ranks(gradient).norm() for gradient in (reconstruction, adversarial))
     return (wanted / (found + EPS)).clamp(max=MOST)

@@ -40,28 +40,15 @@ def test_the_penalty_is_that_of_each_image_by_itself_and_counts_patches_by_their
     torch.testing.assert_close(found, 0.5 * torch.stack(each).mean())
 
 
-def losses(last, *factors):
-    x = torch.tensor([1.0, -2.0])
-    return [factor * (last * x).sum() for factor in factors]
-
-
 def test_the_adaptive_weight_is_the_ratio_of_the_gradients_at_the_last_layer():
-    last = torch.tensor([0.3, 0.4], requires_grad=True)
-    one, other = (last * torch.tensor([3.0, 4.0])).sum(), (last**2).sum()  # gradients (3, 4) and (0.6, 0.8)
-    weight = adaptive_weight(one, other, last)
-    assert weight.item() == pytest.approx(5 / (1 + EPS)) and not weight.requires_grad
-    assert last.grad is None
-    (one + weight * other).backward()  # both graphs are still there
-    torch.testing.assert_close(last.grad, torch.tensor([3.0, 4.0]) * 2)
+    weight = adaptive_weight(torch.tensor([3.0, 4.0]), torch.tensor([0.6, 0.8]))
+    assert weight.item() == pytest.approx(5 / (1 + EPS))
 
 
 @pytest.mark.parametrize(("factors", "weight"), [((0.0, 0.0), 0.0), ((0.0, 1.0), 0.0), ((1.0, 0.0), MOST)])
 def test_the_adaptive_weight_is_finite_where_a_gradient_is_zero(factors, weight):
-    last = torch.tensor([0.3, 0.4], requires_grad=True)
-    found = adaptive_weight(*losses(last, *factors), last)
-    assert found.item() == weight
+    assert adaptive_weight(*(factor * torch.tensor([1.0, -2.0]) for factor in factors)).item() == weight
 
 
 def test_the_adaptive_weight_of_a_gradient_that_is_not_finite_is_not_finite():
-    last = torch.tensor([0.3, 0.4], requires_grad=True)
-    assert not adaptive_weight(*losses(last, float("nan"), 1.0), last).isfinite()
+    assert not adaptive_weight(torch.tensor([1.0, float("nan")]), torch.tensor([1.0, -2.0])).isfinite()
