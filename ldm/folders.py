@@ -41,6 +41,7 @@ from ldm.unclip import Unclip
 SHIPPED = "shapes64"
 CONFIG = "config.yaml"
 MADE_FROM = "made_from.json"
+SCALE = ("mean", "std")  # of the latents, among an autoencoder's tensors
 DECODER = "decoder."  # what the names of an autoencoder's weights begin with that no latent depends on
 
 
@@ -55,9 +56,11 @@ def is_model(folder: Path) -> bool:
 
 
 def save_autoencoder(network: Autoencoder, run: Run, folder: Path) -> None:
+    """Write it in half precision, but for the latents' mean and std: they tell small differences of large numbers."""
+    tensors = {key: value if key in SCALE else value.half() for key, value in network.state_dict().items()}
     with whole_folder(folder) as staged:
         (staged / CONFIG).write_text(to_yaml(run), encoding="utf-8")
-        save_tensors(network.state_dict(), staged / "autoencoder.safetensors", torch.float16)
+        save_tensors(tensors, staged / "autoencoder.safetensors")
 
 
 def save_text(text: ClipText, folder: Path) -> None:

@@ -17,6 +17,7 @@ from ldm.autoencoders.tiles import LEAST_PLACES
 from ldm.autoencoders.whole_norms import in_tiles
 from ldm.config import nearest
 
+LEAST_STD = 1e-3  # of a channel, as a share of the largest one
 
 @dataclass
 class AutoencoderConfig:
@@ -165,7 +166,8 @@ class Autoencoder(nn.Module):
 
         Where a KL is weighty, what the posterior draws has about unit variance in every channel, and the less of that
         its mean has, the less the channel says of the image: ``encode`` gives means, and leaves such a channel small.
-        Scaled by the means' own std it would be blown up to noise that a denoiser spends itself on.
+        Scaled by the means' own std it would be blown up to noise that a denoiser spends itself on. So would what
+        rounding leaves of a channel that says nothing: no std counts as less than a thousandth of the largest.
         """
         count, total, squares = 0, torch.zeros(self.channels).double(), torch.zeros(self.channels).double()
         for image in images:
@@ -176,5 +178,6 @@ class Autoencoder(nn.Module):
             squares += (z.square() + variance).sum(dim=(0, 2, 3))
         mean = total / count
         std = (squares / count - mean.square()).clamp(min=1e-12).sqrt()
+        std = std.clamp(min=LEAST_STD * float(std.max()))
         self.mean.copy_(mean.view(-1, 1, 1))
         self.std.copy_(std.view(-1, 1, 1))

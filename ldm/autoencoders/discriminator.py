@@ -23,9 +23,9 @@ class AdversarialConfig:
     start: int = 0  # optimizer step from which on it is listened to; pictures should be told by then
     lead: int = 0  # optimizer steps before ``start`` that it learns already, so that what is listened to is no guess
     width: int = 64  # channels of the first level
-    layers: int = 3  # strided convolutions; a logit sees 70 pixels with three, 34 with two, 16 with one
+    layers: int = 3  # strided convolutions; a logit's kernels see 70 pixels with three, 34 with two, 16 with one
     lr: float = 1e-4  # peak of its AdamW, with a warm-up as the autoencoder's from where it begins to learn, and decay
-    r1: float = 0.0  # weight of the squared gradient at real images; 0 for none
+    r1: float = 0.0  # weight of half the squared gradient at real images; 0 for none
     r1_every: int = 16  # optimizer steps from one such penalty, which counts for them all, to the next
 
     def __post_init__(self) -> None:

@@ -39,7 +39,7 @@ class AutoencoderReport:
     ssim: float
     l1: float  # mean absolute error, pixels in [-1, 1]
     latent_mean: list[float]  # after normalisation: 0 where the pictures are like those it was measured on
-    latent_std: list[float]  # likewise 1
+    latent_std: list[float]  # likewise 1, or less where the bottleneck draws: ``encode`` gives means
     variance: list[float]  # over the pictures, of the latent as the bottleneck gives it
     active: int  # channels whose variance is above ``ACTIVE``
     encode_seconds: float  # a picture, in batches

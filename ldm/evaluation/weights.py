@@ -1,6 +1,7 @@
 """Weights of the metrics' own networks, and the packages of the optional extra ``eval``.
 
-No metric downloads anything: weights are read from a named file, or from torch's hub cache where they lie already.
+Weights are read from a named file, or from torch's hub cache where they lie already. Nothing is downloaded but where
+``download`` is named in a file's place.
 """
 
 from collections.abc import Iterator
@@ -9,21 +10,46 @@ from pathlib import Path
 
 import torch
 
+DOWNLOAD = "download"  # in place of a file's name
+
 
 class MissingWeights(ValueError):
     """A metric's network has no weights on this machine; the message says which file, from where, for which option."""
 
 
 def find_weights(given: Path | None, url: str, option: str) -> Path:
-    """The file ``given``, or the one that torch's hub cache keeps of ``url``; nothing is downloaded.
+    """The file ``given``, or the one that torch's hub cache keeps of ``url``, fetched if ``given`` is "download".
 
     Raises:
         MissingWeights: it is not there; ``option`` is what the message says to name it with.
     """
-    path = given or Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    cached = Path(torch.hub.get_dir()) / "checkpoints" / url.rpartition("/")[2]
+    if given == Path(DOWNLOAD):
+        if not cached.is_file():
+            fetch(url, cached, option)
+        return cached
+    path = given or cached
     if not path.is_file():
-        raise MissingWeights(f"{path} is not there; download {url} and name the file with {option}")
+        raise MissingWeights(
+            f"{path} is not there; download {url} and name the file with {option}, or name it '{DOWNLOAD}' to have that "
+            "done"
+        )
     return path
+
+
+def fetch(url: str, path: Path, option: str) -> None:
+    """Download ``url`` to ``path``, whole or not at all, its SHA-256 beginning with what its name ends in.
+
+    Raises:
+        MissingWeights: it cannot be had, or is another file than its name says.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    digest = torch.hub.HASH_REGEX.search(path.name)
+    try:
+        torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None)
+    except (OSError, RuntimeError) as error:  # no network, no such page, or another hash
+        said = " ".join(str(error).split())
+        raise MissingWeights(f"{url} could not be downloaded ({said}); name a file of it with {option}") from error
 
 
 @contextmanager

@@ -1,5 +1,6 @@
 """Training the first stage: reconstruction, of corrupted images where asked, plus penalties on the latents."""
 
+import copy
 from collections.abc import Callable, Iterator
 from functools import cached_property
 from math import log10
@@ -83,10 +84,12 @@ class AutoencoderTask(DataTask):
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Save with the latents' mean and std over some thousand training images in the weights.
 
-        Frozen latents keep those that they came with, to the last bit.
+        They are those of the weights as they are saved, in half precision. Frozen latents keep those that they came
+        with, to the last bit.
         """
         assert isinstance(network, Autoencoder)
         if not network.latents_frozen:
+            network = copy.deepcopy(network).half().float()
             network.measure(batch.image.to(self.device) for batch in self._first(self.train, MEASURED))
         self.save(network)
 

@@ -3,6 +3,7 @@
 import json
 import sys
 from collections.abc import Callable
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ldm.data.transforms import to_bytes
 from ldm.evaluation.clip_score import Clip, clip_score, load_open_clip, load_own_clip
 from ldm.evaluation.distances import Features, Inception, distances, features
 from ldm.evaluation.reconstruction import BACKBONES, Lpips, psnr
-from ldm.evaluation.weights import MissingWeights
+from ldm.evaluation.weights import MissingWeights, find_weights
 from ldm.files import read_tensors
 from ldm.folders import load_text
 from ldm.run import Run
@@ -82,6 +83,33 @@ def one_line(call: Callable[[], Any]) -> str:
         call()
     assert "\n" not in str(caught.value)
     return str(caught.value)
+
+
+# Where weights come from
+
+
+@pytest.fixture
+def published(tmp_path: Path) -> str:
+    """The address of a file of weights whose name ends in its hash."""
+    (tmp_path / "site").mkdir()
+    path = tmp_path / "site" / f"net-{sha256(b'weights').hexdigest()[:8]}.pth"
+    path.write_bytes(b"weights")
+    return path.as_uri()
+
+
+def test_weights_are_downloaded_once_where_that_is_asked(published: str, empty_hub: Path) -> None:
+    assert published in one_line(lambda: find_weights(None, published, "--net"))
+    path = find_weights(Path("download"), published, "--net")
+    assert path.parent == empty_hub and path.read_bytes() == b"weights"
+    Path(published.removeprefix("file://")).unlink()
+    assert find_weights(Path("download"), published, "--net") == find_weights(None, published, "--net") == path
+
+
+def test_a_download_that_fails_or_is_another_file_leaves_nothing(published: str, empty_hub: Path) -> None:
+    Path(published.removeprefix("file://")).write_bytes(b"others")
+    assert "--net" in one_line(lambda: find_weights(Path("download"), published, "--net"))
+    assert "could not be downloaded" in one_line(lambda: find_weights(Path("download"), f"{published}x", "--net"))
+    assert not list(empty_hub.iterdir())
 
 
 # FID and KID

@@ -9,14 +9,17 @@ from torch import Tensor
 from ldm.ranks import sum_over_ranks
 
 EPS = 1e-5  # of a smoothed count
+AT_ONCE = 2**26  # distances: 256 MiB of them
 
 
 def nearest(x: Tensor, codebook: Tensor) -> Tensor:
     """For each vector of ``x`` (..., C) the number (...) of the nearest of ``codebook`` (K, C), in float32."""
+    vectors, codes = x.detach().float().flatten(0, -2), codebook.detach().float()
+    centre = codes.mean(dim=0)  # far from 0 the squares that distances are made of would drown them
+    vectors, codes = vectors - centre, codes - centre
     with torch.autocast(x.device.type, enabled=False):
-        return (
-            torch.cdist(x.detach().float().flatten(0, -2), codebook.detach().float()).argmin(dim=1).view(x.shape[:-1])
-        )
+        parts = [torch.cdist(part, codes).argmin(dim=1) for part in vectors.split(max(1, AT_ONCE // len(codes)))]
+    return torch.cat(parts).view(x.shape[:-1])
 
 
 def tally(x: Tensor, indices: Tensor, num_codes: int) -> tuple[Tensor, Tensor]:

@@ -4,6 +4,7 @@ Legend: B batch, C latent channels, h w latent size.
 """
 
 from dataclasses import dataclass
+from math import log
 from typing import ClassVar
 
 import torch
@@ -12,7 +13,7 @@ from torch import Tensor
 from ldm.autoencoders.bottlenecks.base import Bottleneck, BottleneckConfig, Code
 from ldm.ranks import mean_over_ranks
 
-EPS = 1e-6  # between a mean activation and 0 or 1, where the divergence has no bound
+LEAST = 1e-30  # of a mean activation, and of 1 less that: at 0 the divergence has no bound
 
 
 @dataclass
@@ -47,18 +48,21 @@ class Sparse(Bottleneck):
     def forward(self, h: Tensor, pixels: int) -> Code:
         """sigmoid(h) and what its channels' means cost; ``pixels`` does not matter."""
         z = self.mode(h)  # (B, C, h, w)
-        kl = bernoulli_kl(self.config.rho, mean_over_ranks(z.mean(dim=(0, 2, 3)))).sum()
+        on, off = (mean_over_ranks(share.mean(dim=(0, 2, 3))) for share in (z, self.mode(-h)))  # (C,)
+        kl = bernoulli_kl(self.config.rho, on, off).sum()
         return Code(z, self.config.weight * kl, {"sparsity_kl": kl, "activation": z.mean()})
 
     def mode(self, h: Tensor) -> Tensor:
         return torch.sigmoid(h.float())
 
 
-def bernoulli_kl(rho: float, mean: Tensor) -> Tensor:
-    """KL(Bernoulli(rho) || Bernoulli(mean)) in nats, of the shape of ``mean``; ``rho`` is in (0, 1)."""
-    mean = mean.clamp(EPS, 1 - EPS)
-    on, off = torch.tensor([rho, 1 - rho], dtype=mean.dtype, device=mean.device)
-    return on * (on.log() - mean.log()) + off * (off.log() - torch.log1p(-mean))
+def bernoulli_kl(rho: float, on: Tensor, off: Tensor) -> Tensor:
+    """KL(Bernoulli(rho) || Bernoulli(on)) in nats, of the shape of ``on``; ``rho`` is in (0, 1), and ``off`` 1 - ``on``.
+
+    Who has 1 - ``on`` exactly, as sigmoids do, so has a gradient, too, for a unit that is all but always on, or off.
+    """
+    cost = rho * (log(rho) - on.clamp(min=LEAST).log())
+    return cost + (1 - rho) * (log(1 - rho) - off.clamp(min=LEAST).log())
 
 
 @dataclass

@@ -133,7 +133,7 @@ class VectorQuantizer(Quantizer):
 
         With n_i vectors x_ij nearest to code e_i, N_i = decay N_i + (1 - decay) n_i,
         m_i = decay m_i + (1 - decay) sum_j x_ij and e_i = m_i / N_i. Here N_i is ``uses``, which counts n_i in units of
-        N / K, and m_i is not kept: it is N_i e_i.
+        N / K, and m_i is not kept: it is N_i e_i. A code that no vector chose stays where it is.
         """
         decay = self.config.decay
         counts, sums = tally(vectors, indices, self.num_codes)  # (K,), (K, C)
@@ -141,5 +141,5 @@ class VectorQuantizer(Quantizer):
         uses = decay * self.uses + (1 - decay) * counts / even
         if self.config.ema:
             moments = decay * smoothed(self.uses) * self.codebook.T + (1 - decay) * sums.T / even  # (C, K)
-            self.codebook.copy_((moments / smoothed(uses)).T)
+            self.codebook.copy_(torch.where(counts[:, None] > 0, (moments / smoothed(uses)).T, self.codebook))
         self.uses.copy_(uses)

@@ -34,7 +34,7 @@ class ReconstructionConfig:
     bernoulli: float = 0.0  # of black or white, (y + 1) / 2 the probability of white; wants autoencoder.bounded
     scale: float = 0.1  # of the Gaussian, its std, and of the Laplace
     lpips_backbone: str = "vgg"  # vgg, as published autoencoders have it | alex | squeeze
-    lpips_weights: str = ""  # file of the backbone's weights; if empty, torch's hub cache must have it
+    lpips_weights: str = ""  # file of the backbone's weights, or "download"; if empty, torch's hub cache must have it
 
     def __post_init__(self) -> None:
         weights = {name: getattr(self, name) for name in WEIGHTS}

@@ -30,20 +30,30 @@ def test_the_gradient_goes_through_what_is_kept_and_nowhere_else():
 def test_the_divergence_is_that_of_torch():
     mean = torch.rand(50, dtype=torch.float64) * 0.98 + 0.01
     theirs = kl_divergence(Bernoulli(torch.tensor(0.05, dtype=torch.float64)), Bernoulli(mean))
-    torch.testing.assert_close(bernoulli_kl(0.05, mean), theirs)
+    torch.testing.assert_close(bernoulli_kl(0.05, mean, 1 - mean), theirs)
 
 
 def test_the_divergence_is_zero_at_rho_alone_and_finite_everywhere():
-    assert bernoulli_kl(0.2, torch.tensor(0.2)).item() == pytest.approx(0, abs=1e-7)
-    assert bernoulli_kl(0.2, torch.tensor([0.0, 0.1, 0.3, 1.0])).isfinite().all()
-    assert (bernoulli_kl(0.2, torch.tensor([0.0, 0.1, 0.3, 1.0])) > 0.01).all()
+    on, others = torch.tensor(0.2), torch.tensor([0.0, 0.1, 0.3, 1.0])
+    assert bernoulli_kl(0.2, on, 1 - on).item() == pytest.approx(0, abs=1e-7)
+    assert bernoulli_kl(0.2, others, 1 - others).isfinite().all()
+    assert (bernoulli_kl(0.2, others, 1 - others) > 0.01).all()
+
+
+@pytest.mark.parametrize("h", [-60.0, -20.0, 0.0, 20.0, 60.0])
+def test_the_penalty_has_its_gradient_however_long_a_unit_is_off_or_on(h):
+    """By one of N features of its unit: (mean - rho) / N, of which no part may round to nothing on the way."""
+    features = torch.full((2, 3, 2, 1), h, requires_grad=True)
+    SparseConfig(weight=1.0, rho=0.05).build(3)(features, 12).penalty.backward()
+    mean = torch.sigmoid(torch.tensor(h))
+    torch.testing.assert_close(features.grad, torch.full((2, 3, 2, 1), (mean.item() - 0.05) / 4))
 
 
 def test_the_penalty_is_the_sum_over_units_of_the_divergence_of_their_means():
     h = torch.randn(3, 4, 5, 6)
     code = SparseConfig(weight=0.7, rho=0.1).build(4)(h, 90)
     means = [torch.sigmoid(h[:, c]).mean() for c in range(4)]
-    torch.testing.assert_close(code.penalty, 0.7 * sum(bernoulli_kl(0.1, mean) for mean in means))
+    torch.testing.assert_close(code.penalty, 0.7 * sum(bernoulli_kl(0.1, mean, 1 - mean) for mean in means))
     torch.testing.assert_close(code.z, torch.sigmoid(h))
 
 

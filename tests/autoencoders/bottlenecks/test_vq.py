@@ -6,7 +6,7 @@ import torch.multiprocessing
 from torch import distributed
 from torch.nn import functional as F
 
-from ldm.autoencoders.bottlenecks import VQConfig
+from ldm.autoencoders.bottlenecks import VQConfig, clusters
 
 EPS = 1e-5
 
@@ -89,6 +89,60 @@ def test_the_moving_codebook_is_the_closed_form_over_several_steps():
     laplace = (counts + EPS * even) / (total + 6 * EPS * even) * total
     torch.testing.assert_close(bottleneck.codebook, sums / laplace[:, None], atol=1e-4, rtol=1e-4)
     torch.testing.assert_close(bottleneck.uses, counts / even)
+
+
+def test_the_codebook_divides_by_smoothed_counts(monkeypatch):
+    """With so much smoothing that no tolerance hides it, in one step from the codes as they are."""
+    monkeypatch.setattr(clusters, "EPS", 0.5)
+    bottleneck, h, decay = built(decay=0.8), torch.randn(2, 3, 4, 5), 0.8
+    before = bottleneck.codebook.clone()
+    x, indices = chosen(bottleneck, h)
+    bottleneck(h, 60)
+    counts = torch.bincount(indices, minlength=6) * 6 / 40  # in units of an even use
+    uses = decay + (1 - decay) * counts
+    laplace = (uses + 0.5) / (6 + 6 * 0.5) * 6
+    sums = decay * before + (1 - decay) * torch.zeros(6, 3).index_add_(0, indices, x) * 6 / 40
+    wanted = torch.where(counts[:, None] > 0, sums / laplace[:, None], before)
+    torch.testing.assert_close(bottleneck.codebook, wanted)
+
+
+@pytest.mark.parametrize("cosine", [False, True])
+def test_a_code_that_no_vector_chooses_stays_where_it_is(cosine):
+    bottleneck = built(2, codes=2, cosine=cosine, decay=0.9)
+    bottleneck.codebook.copy_(torch.tensor([[1.0, 0.0], [0.0, -1.0]]))
+    for _ in range(300):
+        bottleneck(torch.tensor([1.0, 0.1]).view(1, 2, 1, 1).expand(1, 2, 4, 4), 48)
+    assert torch.equal(bottleneck.codebook[1], torch.tensor([0.0, -1.0]))
+    assert bottleneck.uses[1] < 1e-12
+
+
+@pytest.mark.parametrize("ema", [True, False])
+def test_by_cosine_penalty_and_moving_codes_are_those_of_the_unit_vectors(ema):
+    """As of a quantiser without it that is given unit vectors, and whose codes have length 1."""
+    h, settings = torch.randn(2, 3, 4, 5), {"ema": ema, "decay": 0.8, "commitment": 0.25}
+    cosine, plain = built(cosine=True, **settings), built(**settings)
+    for bottleneck in (cosine, plain):
+        bottleneck.codebook.data.copy_(F.normalize(torch.arange(18.0).view(6, 3).sin(), dim=1))
+    found, wanted = cosine(h, 60), plain(F.normalize(h, dim=1), 60)
+    torch.testing.assert_close(found.penalty, wanted.penalty)
+    torch.testing.assert_close(cosine.codebook, plain.codebook)
+    if not ema:
+        with torch.no_grad():
+            cosine.codebook.mul_(7.0)  # their length does not count
+        torch.testing.assert_close(cosine(h, 60).penalty, wanted.penalty)
+
+
+def test_the_nearest_code_is_found_far_from_zero_and_in_parts(monkeypatch):
+    """At an offset of 1,000 distances made of squares in single precision name the wrong code for two vectors in three.
+
+    Those of float64 are the measure, of vectors and codes as single precision holds them.
+    """
+    x, codes = torch.randn(500, 4) + 1_000, torch.randn(64, 4) + 1_000
+    wanted = torch.cdist(x.double(), codes.double(), compute_mode="donot_use_mm_for_euclid_dist").argmin(dim=1)
+    whole = clusters.nearest(x, codes)
+    assert (whole == wanted).float().mean() > 0.99
+    monkeypatch.setattr(clusters, "AT_ONCE", 64 * 7)
+    assert torch.equal(clusters.nearest(x.view(50, 10, 4), codes).flatten(), whole)
 
 
 def test_a_moving_codebook_comes_to_rest_at_the_means_of_its_vectors():
