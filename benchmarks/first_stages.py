@@ -69,6 +69,8 @@ def main() -> None:
     args = parser.parse_args()
     if any(override.startswith("out=") for override in [*args.set, *args.denoiser_set]):
         raise ValueError("--set out=... would train every configuration in one folder; use --out DIR")
+    if args.denoiser < 0 or (args.denoiser_set and not args.denoiser):
+        raise ValueError(f"--denoiser {args.denoiser} trains none; give it 1 step or more, or leave out --denoiser-set")
     if args.picture is not None:
         check_picture(args.picture)
     prompts = prompt_set(args.prompts_per_category, TRAINING_SEED)
@@ -76,6 +78,9 @@ def main() -> None:
     drawn = all(isinstance(run.data, ShapesConfig) for run in runs.values())
     if args.denoiser and not drawn:
         raise ValueError("--denoiser is scored by the shapes benchmark; leave it out, or set data.name=shapes")
+    changes = [*args.set, *args.denoiser_set, f"train_ldm.steps={args.denoiser}", "train_ldm.score_every=0"]
+    for path in runs if args.denoiser else ():
+        load(Run, path, changes)  # a setting that cannot be is told before anything is trained
     columns = [name for name in COLUMNS if drawn or name != READ]
     columns += ["score of a denoiser"] if args.denoiser else []
     print(f"| {' | '.join(columns)} |\n|{' --- |' * len(columns)}", flush=True)
@@ -85,8 +90,7 @@ def main() -> None:
         autoencoder, _ = load_autoencoder(train_autoencoder(run, device_of()), device_of())
         cells = [path.stem, *row(autoencoder, pictures, prompts if drawn else None)]
         if args.denoiser:
-            changes = [*args.set, *args.denoiser_set]
-            score = score_of_denoiser(path, Path(run.out), args.denoiser, changes, prompts)
+            score = score_of_denoiser(path, Path(run.out), changes, prompts)
             cells.append(score.overall.percent())
         print(f"| {' | '.join(cells)} |", flush=True)
         shown = pictures[:: -(-len(pictures) // SHOWN)]  # of all categories
@@ -125,18 +129,17 @@ def row(autoencoder: Autoencoder, pictures: Pictures, prompts: list[Prompt] | No
     ]
 
 
-def score_of_denoiser(path: Path, base: Path, steps: int, changes: list[str], prompts: list[Prompt]) -> Score:
-    """That of a denoiser trained for ``steps`` on the first stage in ``base``, in a folder of its own there.
+def score_of_denoiser(path: Path, base: Path, changes: list[str], prompts: list[Prompt]) -> Score:
+    """That of a denoiser trained on the first stage in ``base``, in a folder of its own there.
 
     Its run is the configuration at ``path`` with ``changes`` laid over it.
     """
-    told = [*changes, f"train_ldm.steps={steps}", "train_ldm.score_every=0"]
-    out = base / f"denoiser-{sha256(' '.join(told).encode()).hexdigest()[:8]}"
+    out = base / f"denoiser-{sha256(' '.join(changes).encode()).hexdigest()[:8]}"
     out.mkdir(exist_ok=True)
     for stage in ("autoencoder", "text"):  # links, so that one that is trained anew is not passed over
         if (base / stage).is_dir() and not (out / stage).exists():
             (out / stage).symlink_to((base / stage).resolve(), target_is_directory=True)
-    run = load(Run, path, [*told, f"out={out}"])
+    run = load(Run, path, [*changes, f"out={out}"])
     model = load_model(train_ldm(run, device_of()), device_of())
     asked = [prompt for prompt in prompts if run.data.holds(prompt.statement)]
     return mark(asked, drawn_by(model, asked)).score

@@ -165,15 +165,13 @@ def samples(stage: Stage) -> Iterator[Tensor]:
             noise = ImageNoise(seeds[i : i + AT_ONCE], shape, stage.autoencoder.mean.device)
             yield stage.decode(args.temperature * noise())
         return
-    if args.tile:
-        raise ValueError(f"--tile {args.tile} is not for samples of codes, which are decoded whole; leave it out")
     if not stage.prior.is_dir():
         raise ValueError(f"{stage.prior} is not there: train a prior of the codes with scripts/train_prior.py")
     prior = load_prior(stage.prior, stage.autoencoder)
     sizes = map_sizes(stage.autoencoder.bottleneck, size, size)
     for i in range(0, len(seeds), AT_ONCE):
         maps = prior.draw(sizes, seeds[i : i + AT_ONCE], temperature=args.temperature)
-        yield decode_codes(stage.autoencoder, maps)
+        yield decode_codes(stage.autoencoder, maps, tile=args.tile)
 
 
 def interpolations(stage: Stage) -> Iterator[Tensor]:

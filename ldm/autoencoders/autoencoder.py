@@ -19,6 +19,7 @@ from ldm.config import nearest
 
 LEAST_STD = 1e-3  # of a channel, as a share of the largest one
 
+
 @dataclass
 class AutoencoderConfig:
     """A convolutional autoencoder of factor ``patch * 2^(len(multipliers) - 1)``."""
@@ -140,10 +141,13 @@ class Autoencoder(nn.Module):
         They are in [-1, 1], or without ``clamp`` nearly so, with a gradient everywhere. Where the bottleneck has codes,
         the latent is quantised first. ``tile`` is as for ``features``.
         """
-        if tile and len(latent) > 1:
-            return torch.cat([self.decode(one, clamp=clamp, tile=tile) for one in latent.split(1)])
+        return self.decode_quantized(self.bottleneck.quantize(latent * self.std + self.mean), clamp=clamp, tile=tile)
+
+    def decode_quantized(self, z: Tensor, *, clamp: bool = True, tile: int = 0) -> Tensor:
+        """Likewise of what the bottleneck's ``quantize`` gives: the decoder's own input (B, C, h, w)."""
+        if tile and len(z) > 1:
+            return torch.cat([self.decode_quantized(one, clamp=clamp, tile=tile) for one in z.split(1)])
         coarse, fine = self.decoder[: AT_LATENT_SIZE["decoder"]], self.decoder[AT_LATENT_SIZE["decoder"] :]
-        z = self.bottleneck.quantize(latent * self.std + self.mean)
         h = coarse(z.contiguous(memory_format=torch.channels_last))  # in which convolutions take less time
         image: Tensor
         if tile:

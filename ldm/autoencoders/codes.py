@@ -47,12 +47,11 @@ def encode_codes(autoencoder: Autoencoder, image: Tensor) -> list[Tensor]:
     """The code numbers (B, h, w) of ``image`` (B, 3, H, W), a map for each level."""
     num_codes(autoencoder.bottleneck)
     bottleneck: Any = autoencoder.bottleneck
-    codes = bottleneck.codes(autoencoder.encoder(image))
+    codes = bottleneck.codes(autoencoder.features(image))
     return list(codes) if isinstance(codes, tuple) else [codes]
 
 
-def decode_codes(autoencoder: Autoencoder, maps: list[Tensor]) -> Tensor:
-    """Images (B, 3, H, W) in [-1, 1] of the code numbers of each level."""
+def decode_codes(autoencoder: Autoencoder, maps: list[Tensor], *, tile: int = 0) -> Tensor:
+    """Images (B, 3, H, W) in [-1, 1] of the code numbers of each level; ``tile`` is as for the autoencoder."""
     bottleneck: Any = autoencoder.bottleneck
-    image: Tensor = autoencoder.decoder(bottleneck.from_codes(*maps))
-    return image.clamp(-1, 1)
+    return autoencoder.decode_quantized(bottleneck.from_codes(*maps), tile=tile)

@@ -31,8 +31,7 @@ def find_weights(given: Path | None, url: str, option: str) -> Path:
     path = given or cached
     if not path.is_file():
         raise MissingWeights(
-            f"{path} is not there; download {url} and name the file with {option}, or name it '{DOWNLOAD}' to have that "
-            "done"
+            f"{path} is not there; download {url} and name the file with {option}, or give {DOWNLOAD} as its name"
         )
     return path
 

@@ -49,11 +49,19 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
     adversary = Adversary(run.adversarial, config) if run.adversarial.weight else None
     if adversary is not None:
         made_from["discriminator"] = f"width {run.adversarial.width}, layers {run.adversarial.layers}"
+    print(f"pictures of {run.data.size} x {run.data.size} become {latents_of(run)}")
     task = AutoencoderTask(network, run.reconstruction, run.robustness, *data, config, save, adversary)
     run_training(task, config, run, device, made_from, start, adversary)
     if run.decoder_only and not start.scratch and processes(device).is_main_process:
         join_decoder(run, folder)
     return folder
+
+
+def latents_of(run: Run) -> str:
+    """The latents' size in words."""
+    factor = run.autoencoder.factor
+    side = run.data.size // factor
+    return f"latents of {side} x {side} x {run.autoencoder.channels}, a factor of {factor}"
 
 
 def start_autoencoder(run: Run, network: Autoencoder) -> None:

@@ -19,7 +19,7 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train a prior over the codes of the run's autoencoder; returns its folder.
 
     Raises:
-        ValueError: the autoencoder has no codes, or too many.
+        ValueError: the autoencoder has no codes, or too many, or the data is a stream.
     """
     config, folder = run.train_prior, own_folder(run, "prior")
     torch.manual_seed(config.seed)
@@ -27,8 +27,9 @@ def train_prior(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     run, autoencoder = frozen_autoencoder(run, device, stand_in=start.scratch is not None)
     run.check_size(autoencoder.factor)
     network = run.prior.build(num_codes(autoencoder.bottleneck))
-    count = taken_first("the codes", run.prior.pictures, config, start)
-    train = codes_of(autoencoder, pictures_of(run.data, "train"), count, config)
+    data = pictures_of(run.data, "train")
+    count = taken_first("the codes", data, run.prior.pictures, config, start)
+    train = codes_of(autoencoder, data, count, config)
     val = codes_of(autoencoder, pictures_of(run.data, "val"), config.validate_samples, config)
     made_from = {"autoencoder": latent_fingerprint(autoencoder), "number of pictures": str(run.prior.pictures)}
 

@@ -3,8 +3,10 @@
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.utils.data import IterableDataset
 
 from ldm.config import to_yaml
 from ldm.files import check_ours
@@ -67,8 +69,16 @@ def training_folder(run: Run, stage: str) -> Path:
     return Path(run.out) / "training" / stage
 
 
-def taken_first(what: str, pictures: int, config: TrainConfig, start: Start) -> int:
-    """Of how many ``pictures`` a training takes ``what`` before it begins: in a dry run as many as a step has."""
+def taken_first(what: str, data: Any, pictures: int, config: TrainConfig, start: Start) -> int:
+    """Of how many of the first ``pictures`` of ``data`` a training takes ``what`` before it begins.
+
+    In a dry run that is as many as a step has.
+
+    Raises:
+        ValueError: ``data`` is a stream, whose first pictures are others in every process.
+    """
+    if isinstance(data, IterableDataset):
+        raise ValueError(f"a stream has no first pictures, of which {what} could be kept; use data.name=shards")
     if not start.scratch:
         return pictures
     print(f"a run would first take {what} of {pictures} pictures, which is not in the time below")

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import torch
-from torch.utils.data import IterableDataset
 
 from ldm.folders import fingerprint, save_unclip
 from ldm.run import Run
@@ -26,9 +25,7 @@ def train_unclip(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     prior = run.unclip.build(picture.architecture.output_dim, text).to(device)
     unclip = Unclip(picture, prior, run.unclip.steps, run.unclip.scale)
     data = run.data.build("train")
-    if isinstance(data, IterableDataset):
-        raise ValueError("a stream has no first pictures whose embeddings could be kept; use data.name=shards")
-    pictures = taken_first("CLIP's embeddings", run.unclip.pictures, config, start)
+    pictures = taken_first("CLIP's embeddings", data, run.unclip.pictures, config, start)
     train = embeddings_of(picture, data, pictures, config)
     prior.measure(train.embeddings)
     dropout = run.process.text_dropout

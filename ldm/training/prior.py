@@ -48,7 +48,9 @@ def codes_of(autoencoder: Autoencoder, pictures: Any, count: int, config: TrainC
     """The codes of the first ``count`` ``pictures``, or of all where there are fewer, as in epoch 0."""
     loaded = first_batches(pictures, config.batch, count, workers=config.workers)
     parts = []
-    for batch in tqdm(loaded, desc="codes", total=-(-count // config.batch), unit="batch", dynamic_ncols=True):
+    for batch in tqdm(
+        loaded, desc="codes", total=-(-min(count, len(pictures)) // config.batch), unit="batch", dynamic_ncols=True
+    ):
         maps = encode_codes(autoencoder, batch.image.to(autoencoder.mean.device))
         parts.append([codes.int().cpu() for codes in maps])
     return CodeDataset([torch.cat(level) for level in zip(*parts, strict=True)])

@@ -93,10 +93,15 @@ def check(
         ValueError: a condition is another, or settings are and ``start`` does not allow it; every one is shown.
     """
     then = state.get("conditions", {})
-    others = {name: (then.get(name, "not known"), now) for name, now in conditions.items() if then.get(name) != now}
+    names = [*conditions, *(then.keys() - conditions.keys())]
+    others = {name: (then.get(name, "none"), conditions.get(name, "none")) for name in names}
+    others = {name: (was, now) for name, (was, now) in others.items() if was != now}
     if others:
         words = ", ".join(f"another {name} ({was}, now {now})" for name, (was, now) in others.items())
-        way_out = f"go on with that, or begin anew with another out=, or by deleting {path.parent}"
+        way_out = (
+            f"go on with that, or begin anew with another out=, or by deleting {path.parent}; with base= it begins "
+            "from the weights of a run"
+        )
         raise ValueError(f"{path} was made with {words}: {way_out}")
     changed = changes(state.get("config", ""), described, unread)
     words = ", ".join(f"{key} was {then} and is now {now}" for key, (then, now) in changed.items())

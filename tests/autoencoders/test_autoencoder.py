@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig
+from ldm.autoencoders.autoencoder import LEAST_STD
 from ldm.autoencoders.blocks import NORMS, ChannelNorm
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
@@ -97,6 +98,16 @@ def test_a_channel_that_says_nothing_of_the_image_stays_small():
     network.measure([pictures(22)])
     latent = network.encode(pictures(22))
     assert latent[:, 0].std() < 0.01 and network.std[0].item() == pytest.approx(1.0, abs=0.01)
+
+
+@pytest.mark.parametrize("share", [0.0, 1e-6])
+def test_what_rounding_leaves_of_a_channel_is_not_scaled_up(share):
+    network = build("identity")
+    with torch.no_grad():
+        network.encoder[-1].weight[0] *= share
+    network.measure([pictures(22)])
+    assert network.encode(pictures(22))[:, 0].std() < 0.01
+    assert network.std[0].item() == pytest.approx(LEAST_STD * network.std.max().item())
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)

@@ -96,7 +96,8 @@ def test_with_random_weights_no_seam_shows(norm, bottleneck, attention):
 def test_with_the_shipped_weights_no_seam_shows(large):
     network, _ = load_autoencoder(shipped_model() / "autoencoder")
     latent = network.encode(large)
-    torch.testing.assert_close(network.encode(large, tile=128), latent, atol=0.5, rtol=0)
+    inside = (network.encode(large, tile=128) - latent).abs()
+    assert inside.mean() < 0.02 and inside.max() < 0.5
     seams = (network.decode(latent, tile=128) - network.decode(latent)).abs()
     assert 0 < seams.mean() < GREY_LEVEL
 

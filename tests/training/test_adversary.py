@@ -23,6 +23,7 @@ from ldm.training.log import read
 from ldm.training.loop import MAX_SKIPPED, Trainer
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import preflight
+from ldm.training.start import Start
 from ldm.training.task import MicroStep
 
 CPU = torch.device("cpu")
@@ -195,7 +196,7 @@ def test_what_knows_of_one_loss_only_is_refused(setting, value):
 
 
 def trainer(folder, *, weight=0.5, start=0, lead=0, **settings):
-    usual = {"steps": 3, "batch": 4, "warmup": 1, "workers": 0, "precision": "fp32", "log_every": 1}
+    usual = {"steps": 3, "batch": 4, "warmup": 1, "workers": 0, "precision": "fp32", "log_every": 1, "clip": 0.0}
     train = TrainConfig(**{**usual, "validate_samples": 4, **settings})
     made = task(train=train, weight=weight, start=start, lead=lead, r1=1.0, r1_every=1)
     return Trainer(made, train, folder, described="", made_from={}, device=CPU, rival=made.adversary)
@@ -382,5 +383,14 @@ def test_the_exported_autoencoder_holds_no_discriminator_and_starts_a_run_withou
 
 def test_a_run_does_not_go_on_with_a_discriminator_that_its_checkpoint_has_not(tiny, tmp_path):
     trained(tmp_path, *tiny, *SMALL, ONE_STEP)
-    with pytest.raises(ValueError, match=r"another discriminator \(not known, now width 8, layers 1\)"):
+    with pytest.raises(
+        ValueError, match=r"another discriminator \(none, now width 8, layers 1\).*with base= it begins"
+    ):
         trained(tmp_path, *tiny, *SMALL, *GAN)
+
+
+def test_a_run_does_not_go_on_without_the_discriminator_that_its_checkpoint_has(tiny, tmp_path):
+    trained(tmp_path, *tiny, *SMALL, *GAN, ONE_STEP)
+    run = load(Run, None, [*tiny, *SMALL, f"out={tmp_path}"])
+    with pytest.raises(ValueError, match=r"another discriminator \(width 8, layers 1, now none\)"):
+        train_autoencoder(run, CPU, Start(resume_changed=True))

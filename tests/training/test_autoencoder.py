@@ -10,16 +10,24 @@ from torch import nn
 from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
 from torchvision.models import squeezenet1_1
 
-from ldm.autoencoders import BOTTLENECKS, AutoencoderConfig, Code, ReconstructionConfig, RobustnessConfig
+from ldm.autoencoders import (
+    BOTTLENECKS,
+    AdversarialConfig,
+    AutoencoderConfig,
+    Code,
+    ReconstructionConfig,
+    RobustnessConfig,
+)
 from ldm.config import load
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.evaluation.weights import MissingWeights
 from ldm.files import read_tensors
-from ldm.folders import load_autoencoder
+from ldm.folders import load_autoencoder, save_autoencoder
 from ldm.run import Run
 from ldm.stages import train_autoencoder
 from ldm.stages.autoencoder import start_autoencoder
+from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask, perceptual, warmed
 from ldm.training.checkpoint import newest
 from ldm.training.loop import Trainer
@@ -276,6 +284,42 @@ def test_a_base_of_another_codebook_is_refused(tiny, tmp_path):
     run = load(Run, None, [*overrides, "bottleneck.codes=8", f"base={tmp_path}"])
     with pytest.raises(ValueError, match="has an autoencoder of other settings"):
         start_autoencoder(run, run.autoencoder.build(run.bottleneck.build(8)))
+
+
+def test_what_is_exported_has_the_mean_and_std_of_its_weights_in_half_precision(tmp_path):
+    """A channel far from zero that hardly varies: in single precision its bias is another number than in half."""
+    made = task()
+    made.save = lambda net: save_autoencoder(net, Run(), tmp_path / "autoencoder")
+    with torch.no_grad():
+        made.network.encoder[-1].weight[0] *= 0.01
+        made.network.encoder[-1].bias[0] = 3.00098
+    made.export(made.network)
+    tensors = read_tensors(tmp_path / "autoencoder" / "autoencoder.safetensors")
+    assert tensors["mean"].dtype == tensors["std"].dtype == torch.float32
+    assert tensors["encoder.1.weight"].dtype == torch.float16
+    made.network.load_state_dict({key: value.float() for key, value in tensors.items()})
+    with torch.no_grad():
+        latent = made.network.encode(torch.cat([one.image for one in first_batches(DATA.build("train"), 4, 8)]))
+    torch.testing.assert_close(latent.mean(dim=(0, 2, 3)), torch.zeros(3), atol=0.01, rtol=0)
+    torch.testing.assert_close(latent.std(dim=(0, 2, 3), correction=0), torch.ones(3), atol=0.01, rtol=0)
+
+
+def test_the_discriminator_sees_clean_pictures_and_the_contraction_is_taken_there(monkeypatch):
+    robust = RobustnessConfig(noise=0.5, mask=0.5, contractive=1.0)
+    made, image, seen = task(robustness=robust), batch().image, []
+    monkeypatch.setattr("ldm.training.autoencoder.contraction", lambda mode, x: seen.append(x) or x.new_zeros(()))
+    made.adversary = Adversary(AdversarialConfig(weight=0.5, width=8, layers=1), TrainConfig())
+    made.loss(made.network, batch(), 0, 0)
+    assert torch.equal(seen[0], image) and torch.equal(made.adversary._shown[1], image)
+
+
+def test_the_penalty_is_logged_as_it_is_added():
+    made = task("kl", weight=3.0, warmup=4)
+    made.reconstruction = ReconstructionConfig(l1=1.0).build()
+    for step, share in ((0, 0.25), (9, 1.0)):
+        total, terms = made.loss(made.network, batch(), 0, step)
+        torch.testing.assert_close(total, terms["l1"] + terms["penalty"])
+        torch.testing.assert_close(terms["penalty"], share * 3.0 * terms["kl"].detach() / (3 * 16 * 16))
 
 
 def test_the_logged_psnr_and_l1_are_those_of_all_held_out_pictures():

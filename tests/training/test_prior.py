@@ -1,7 +1,9 @@
 """Training a prior: what it learns, what it leaves, what it goes on from, and what it is refused for."""
 
 import shutil
+import tarfile
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from conftest import TINY
 from ldm.autoencoders.codes import decode_codes, encode_codes
 from ldm.config import load
 from ldm.data.loader import first_batches
+from ldm.data.stream import StreamConfig
 from ldm.files import BrokenFile, read_tensors
 from ldm.folders import load_autoencoder, load_prior, save_autoencoder
 from ldm.priors import CodePrior, PriorConfig
@@ -156,6 +159,15 @@ def test_pictures_that_the_first_stage_cannot_be_given_are_refused(vq):
         train_prior(load(Run, None, [*own, *pictures]), CPU)
 
 
+def test_a_stream_is_refused_since_its_first_pictures_are_others_in_every_process(vq, tmp_path):
+    for name in ("a", "b"):
+        tarfile.open(tmp_path / f"{name}.tar", "w").close()
+    urls = {"urls": str(tmp_path / "a.tar"), "val_urls": str(tmp_path / "b.tar")}
+    run = replace(vq, data=StreamConfig(**urls, size=vq.data.size))
+    with pytest.raises(ValueError, match=r"a stream has no first pictures, of which the codes could be kept; use"):
+        train_prior(run, CPU)
+
+
 def test_the_codes_are_those_of_the_pictures_in_their_order(vq):
     autoencoder, _ = load_autoencoder(Path(vq.out, "autoencoder"))
     data = vq.data.build("train")
@@ -198,6 +210,18 @@ def test_a_bottom_that_the_top_tells_costs_few_bits():
     _, after = learned((4, 4), [top, bottom])
     assert after["bits_top"] > 1.6 and after["bits_bottom"] < 0.2
     assert after["bits"] == pytest.approx((after["bits_top"] + 4 * after["bits_bottom"]) / 5)
+
+
+def test_bits_count_every_code_alike_whatever_its_level():
+    """4 codes of the top at 1 bit each and 16 of the bottom at 2, for a prior that knows nothing else."""
+    top, bottom = torch.arange(4).view(1, 2, 2) % 2, torch.arange(16).view(1, 4, 4) % 4
+    config, data = TrainConfig(batch=1, validate_samples=1), CodeDataset([top, bottom])
+    even = {2: torch.zeros(1, 2, 2, 2), 4: torch.zeros(1, 4, 4, 4)}  # logits of as many codes, all alike
+    prior = CodePrior(PriorConfig(width=4, layers=1), (2, 4))
+    prior.forward = lambda maps: [even[2], even[4]]
+    found = PriorTask(prior, None, data, data, config, lambda net: None).validate(prior)
+    wanted = {"bits": (4 * 1 + 16 * 2) / 20, "bits_blind": (4 * 1 + 16 * 2) / 20, "bits_top": 1, "bits_bottom": 2}
+    assert found == pytest.approx(wanted)
 
 
 def test_entropy_is_that_of_the_frequencies():

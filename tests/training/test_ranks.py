@@ -32,7 +32,7 @@ from ldm.training.prior import CodeDataset, PriorTask
 from ldm.types import Condition
 
 DATA = ShapesConfig(size=16, length=16)
-TRAIN = TrainConfig(steps=3, warmup=0, decay="constant", workers=0, precision="fp32", validate_samples=4)
+TRAIN = TrainConfig(steps=3, warmup=0, decay="constant", workers=0, precision="fp32", validate_samples=4, clip=0.0)
 LOSSES = ReconstructionConfig(l1=1.0, l2=1.0, ms_ssim=0.5, gaussian=0.1, laplace=0.1, bernoulli=0.1, scale=0.5)
 RIVAL = AdversarialConfig(weight=0.5, width=8, layers=1, r1=1.0, r1_every=2)
 SETTINGS = {  # under which the table's penalties count, and codes start, move, and come back
@@ -60,7 +60,7 @@ def one_accelerator_a_test():
 def plain_descent_without_draws(monkeypatch):
     """Draws are functions of the picture, as two processes draw others than one, and weights follow the gradients."""
     monkeypatch.setattr(torch, "randn_like", lambda x: (50 * x.detach()).cos())
-    monkeypatch.setattr("ldm.training.learner.optimizer", lambda net, _: torch.optim.SGD(net.parameters(), lr=0.03))
+    monkeypatch.setattr("ldm.training.learner.optimizer", lambda net, _: torch.optim.SGD(net.parameters(), lr=0.001))
 
 
 def trainer(folder, batch, bottleneck, settings, *, contractive=0.0, adversary=False):
@@ -79,7 +79,7 @@ def clip_trainer(folder, batch):
     torch.manual_seed(0)
     tower = {"width": 8, "layers": 1, "heads": 2, "embed_dim": 8}
     vision = {"vision_width": 8, "vision_layers": 1, "vision_heads": 2, "vision_patch": 8}
-    train, data = replace(TRAIN, batch=batch, clip=0.0), (DATA.build("train"), DATA.build("val"))
+    train, data = replace(TRAIN, batch=batch), (DATA.build("train"), DATA.build("val"))
     text = ClipConfig(layout=1.0, **tower, **vision)
     task = ClipTask(text, Vocabulary.of(data[0].captions(16)), 16, *data, train, lambda net: None)
     return Trainer(task, train, folder, described="", made_from={}, device=torch.device("cpu"))

@@ -57,7 +57,7 @@ class Sparse(Bottleneck):
 
 
 def bernoulli_kl(rho: float, on: Tensor, off: Tensor) -> Tensor:
-    """KL(Bernoulli(rho) || Bernoulli(on)) in nats, of the shape of ``on``; ``rho`` is in (0, 1), and ``off`` 1 - ``on``.
+    """KL(Bernoulli(rho) || Bernoulli(on)) in nats, of the shape of ``on``; ``off`` is 1 - ``on``, 0 < ``rho`` < 1.
 
     Who has 1 - ``on`` exactly, as sigmoids do, so has a gradient, too, for a unit that is all but always on, or off.
     """

@@ -43,6 +43,10 @@ def test_a_plain_picture_is_wholly_like_itself():
     torch.testing.assert_close(ssim(flat, flat), torch.ones(3, dtype=torch.float64))
 
 
+def test_the_scales_weigh_what_wang_simoncelli_and_bovik_found():
+    assert SHARES == (0.0448, 0.2856, 0.3001, 0.2363, 0.1333)
+
+
 @pytest.mark.parametrize(("height", "width", "scales"), SIZES)
 def test_it_is_composed_of_torchmetrics_ssim_at_as_many_scales(height, width, scales):
     a, b = pair(height, width)
