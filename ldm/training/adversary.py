@@ -45,9 +45,8 @@ class Adversary:
         """``reconstruction``, the loss () of ``decoded`` (B, 3, H, W), and what the discriminator says; and figures.
 
         Before the start that is ``reconstruction`` alone. ``last`` are the weights of the decoder's last layer, at
-        which the two are weighed. No gradient reaches a weight of the discriminator, and both losses have gone
-        backwards as far as ``decoded`` once this returns: they do not go there again, which is half of the work where a
-        perceptual network is large.
+        which the two are weighed. No gradient reaches a weight of the discriminator. Both losses have gone backwards as
+        far as ``decoded`` once this returns, and do not go there again: the gradient that weighed them is taken on.
         """
         if step >= self.begins:
             self._shown = (step, image, decoded.detach())
