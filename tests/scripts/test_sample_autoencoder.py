@@ -146,7 +146,7 @@ def test_what_a_first_stage_cannot_show_is_told(coded, tmp_path):
         assert_one_line(call("sample_autoencoder.py", folder, "--what", what, "--out", tmp_path, *more), says)
 
     told(coded, "traversals", "a TwoLevels bottleneck has no KL")
-    told(coded, "samples", "--tile 128 is not for samples of codes", "--tile", 128)
+    told(coded, "samples", "tile 8 is too small", "--tile", 8)
     (coded / "prior").rename(tmp_path / "prior")
     try:
         told(coded, "samples", "train a prior of the codes with scripts/train_prior.py")
