@@ -55,7 +55,10 @@ class Stage:
 
     def held_out(self, count: int) -> Tensor:
         """The first ``count`` held-out pictures (B, 3, S, S) of the run."""
-        data = pictures_of(replace(self.run.data, size=self.size), "val")
+        try:
+            data = pictures_of(replace(self.run.data, size=self.size), "val")
+        except (ValueError, OSError) as error:
+            raise ValueError(f"the run's own pictures are not here ({error}); give --images") from error
         image = torch.cat([batch.image for batch in first_batches(data, AT_ONCE, count)])
         return image.to(self.autoencoder.mean.device)
 

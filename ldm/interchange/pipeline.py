@@ -3,36 +3,31 @@
 model_index.json  scheduler/  text_encoder/  tokenizer/  unet/  vae/
 """
 
-import json
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ldm.autoencoders import Autoencoder, AutoencoderConfig
 from ldm.autoencoders.bottlenecks import KLConfig
 from ldm.config import load
 from ldm.data.folder import FolderConfig
 from ldm.denoisers.unet import UNet, UNetConfig
 from ldm.diffusion.guidance import GuidanceConfig
 from ldm.diffusion.times import UniformConfig
-from ldm.files import BrokenFile, fill_weights, read_tensors, save_tensors, whole_folder
+from ldm.files import fill_weights, whole_folder
 from ldm.folders import CONFIG, load_model, save_model, unet_of
 from ldm.interchange import autoencoder, schedule, text, unet
-from ldm.interchange.names import Weights, read_json, read_setting, to_ours, to_theirs
+from ldm.interchange.first_stage import GENTLE, read_autoencoder
+from ldm.interchange.names import read_json, read_setting, to_ours, to_theirs
+from ldm.interchange.parts import SETTINGS, WEIGHTS, fitting, read_weights, write_json, write_part
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.samplers.ddim import DDIMConfig
 from ldm.sampling import SampleConfig
 from ldm.text.clip import Architecture, ClipConfig, ClipText
-from ldm.training.optim import TrainConfig
 
 INDEX = "model_index.json"
-VARIANTS = ("", ".fp16", ".bf16")  # of a file's name, the first that is there being read
-GENTLE = TrainConfig(lr=1e-5, batch=4, warmup=100)  # of networks that were trained for long
 LIBRARIES = {
     "scheduler": ("diffusers", ""),
     "text_encoder": ("transformers", "CLIPTextModel"),
@@ -53,8 +48,10 @@ def to_diffusers(model: Path, folder: Path, dtype: torch.dtype = torch.float32) 
     encoder = whole.text
     assert isinstance(encoder, ClipText)
     if missing := no_counterpart(whole, run):
+        of_stage = autoencoder.no_counterpart(run.autoencoder, whole.autoencoder)
+        alone = "" if of_stage else f"export {model / 'autoencoder'}, its first stage alone, or "
         raise ValueError(
-            f"{model} has what Stable Diffusion's pipeline lacks ({', '.join(missing)}); train one as in "
+            f"{model} has what Stable Diffusion's pipeline lacks ({', '.join(missing)}); {alone}train one as in "
             "configs/shapes_sd.yaml or configs/shards_unet.yaml"
         )
     network, stage = unet_of(whole), whole.autoencoder
@@ -64,20 +61,19 @@ def to_diffusers(model: Path, folder: Path, dtype: torch.dtype = torch.float32) 
     denoiser[first] = unet.shift_time(denoiser[first], -schedule.offset(run))
     unet_settings = unet.settings(network, run.denoiser, stage.channels, encoder.width, size // stage.factor)
     parts = (
-        ("unet", unet_settings, denoiser, "diffusion_pytorch_model"),
-        ("vae", autoencoder.settings(run.autoencoder, size), autoencoder.written(stage), "diffusion_pytorch_model"),
+        ("unet", unet_settings, denoiser, WEIGHTS),
+        ("vae", autoencoder.settings(run.autoencoder, size), autoencoder.written(stage), WEIGHTS),
         ("text_encoder", text.settings(encoder.architecture), text.written(encoder), "model"),
     )
     with whole_folder(folder) as staged:
         for name, settings, weights, file in parts:
             (staged / name).mkdir()
-            _write(settings, staged / name / "config.json")
-            save_tensors(weights, staged / name / f"{file}.safetensors", dtype)
+            write_part(settings, weights, staged / name, dtype, file=file)
         (staged / "scheduler").mkdir()
-        _write(schedule.settings(run), staged / "scheduler" / "scheduler_config.json")
+        write_json(schedule.settings(run), staged / "scheduler" / "scheduler_config.json")
         (staged / "tokenizer").mkdir()
         text.write_vocabulary(encoder, staged / "tokenizer")
-        _write(_index(schedule.settings(run)["_class_name"]), staged / INDEX)
+        write_json(_index(schedule.settings(run)["_class_name"]), staged / INDEX)
 
 
 def no_counterpart(model: TextToImage, run: Run) -> list[str]:
@@ -111,7 +107,7 @@ def from_diffusers(source: Path, folder: Path) -> None:
         if kind and found != kind:
             raise ValueError(f"{source / INDEX}: {name} is {found or 'missing'}; only a {kind} has a counterpart here")
     encoder = _text(source / "text_encoder", source / "tokenizer")
-    first, stage = _autoencoder(source / "vae")
+    first, stage = read_autoencoder(source / "vae")
     config, network, side = _unet(source / "unet", stage.channels, encoder.width)
     levels = source / "scheduler" / "scheduler_config.json"
     table, process = schedule.config_of(read_json(levels), str(levels))
@@ -137,10 +133,10 @@ def from_diffusers(source: Path, folder: Path) -> None:
 
 
 def _text(folder: Path, tokenizer: Path) -> ClipText:
-    settings = folder / "config.json"
+    settings = folder / SETTINGS
     encoder = ClipText(text.architecture_of(read_json(settings), text.padding_of(tokenizer), str(settings)))
-    with _fitting(folder):
-        text.fill(encoder, _weights(folder, "model"), str(folder))
+    with fitting(folder):
+        text.fill(encoder, read_weights(folder, "model"), str(folder))
     return encoder
 
 
@@ -150,26 +146,17 @@ def _described(architecture: Architecture) -> ClipConfig:
     return ClipConfig(**{name: getattr(architecture, name) for name in shared})
 
 
-def _autoencoder(folder: Path) -> tuple[AutoencoderConfig, Autoencoder]:
-    settings = read_json(folder / "config.json")
-    config = autoencoder.config_of(settings, str(folder / "config.json"))
-    network = config.build(KLConfig().build(config.channels))
-    with _fitting(folder):
-        autoencoder.fill(network, _weights(folder, "diffusion_pytorch_model"), settings, str(folder))
-    return config, network
-
-
 def _unet(folder: Path, channels: int, text_width: int) -> tuple[UNetConfig, UNet, int]:
     """Its configuration, the network, and the side of the latents that it was trained on."""
-    settings, where = read_json(folder / "config.json"), str(folder / "config.json")
+    settings, where = read_json(folder / SETTINGS), str(folder / SETTINGS)
     config = unet.config_of(settings, where)
     widths = {"in_channels": channels, "out_channels": channels, "cross_attention_dim": text_width}
     for key, width in widths.items():
         if settings.get(key) != width:
             raise ValueError(f"{where}: {key} {settings.get(key)} does not fit the other parts, which have {width}")
     network = config.build(channels=channels, text_width=text_width, pooled_width=0)
-    with _fitting(folder):
-        theirs = unet.as_convolutions(_weights(folder, "diffusion_pytorch_model"))
+    with fitting(folder):
+        theirs = unet.as_convolutions(read_weights(folder))
         weights = to_ours(theirs, unet.names(network), str(folder))
         weights[unet.TIME] = unet.shift_time(weights[unet.TIME], 1)
         fill_weights(network, weights, folder)
@@ -181,32 +168,3 @@ def _index(scheduler: str) -> dict[str, Any]:
     parts = {name: [library, kind or scheduler] for name, (library, kind) in LIBRARIES.items()}
     none = {name: [None, None] for name in ("feature_extractor", "image_encoder", "safety_checker")}
     return {"_class_name": "StableDiffusionPipeline", **parts, **none, "requires_safety_checker": False}
-
-
-def _write(settings: Mapping[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
-
-
-@contextmanager
-def _fitting(folder: Path) -> Iterator[None]:
-    """A BrokenFile in place of PyTorch's words where a tensor within has another shape than it should."""
-    try:
-        yield
-    except RuntimeError as error:
-        raise BrokenFile(f"{folder}: the weights do not fit config.json ({str(error).splitlines()[0]})") from error
-
-
-def _weights(folder: Path, name: str) -> Weights:
-    """The weights in ``folder``, float32: of its safetensors file ``name``, whole or in shards.
-
-    Raises:
-        BrokenFile: there is none, or one is missing or damaged.
-    """
-    for variant in VARIANTS:
-        whole, index = folder / f"{name}{variant}.safetensors", folder / f"{name}.safetensors.index{variant}.json"
-        if whole.is_file():
-            return {key: value.float() for key, value in read_tensors(whole).items()}
-        if index.is_file():
-            shards = sorted(set(read_json(index).get("weight_map", {}).values()))
-            return {key: value.float() for shard in shards for key, value in read_tensors(folder / shard).items()}
-    raise BrokenFile(f"{folder} has no {name}.safetensors; fetch it, or save the pipeline with safe_serialization=True")

@@ -479,7 +479,7 @@ def test_a_pipeline_that_is_built_otherwise_is_refused_and_nothing_is_written(fi
 def test_a_folder_that_is_no_pipeline_ends_in_one_line(tmp_path):
     (tmp_path / "empty").mkdir()
     result = call("convert.py", "import", tmp_path / "empty", "--out", tmp_path / "model")
-    assert_one_line(result, "model_index.json is missing or unreadable")
+    assert_one_line(result, "has no model_index.json, nor config.json; give the folder of a pipeline")
 
 
 def test_pickled_weights_are_not_read(first, tmp_path):
