@@ -14,6 +14,8 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from ldm.autoencoders import Autoencoder
+from ldm.folders import SCALE
 from ldm.memory import ran_out
 from ldm.training.engine import any_rank
 from ldm.training.loop import Trainer
@@ -184,9 +186,12 @@ def _flops(trainer: Trainer, batch: object) -> int:
 
 
 def _in_half(network: nn.Module) -> int:
-    """Bytes of the weights and buffers in half precision."""
-    values = network.state_dict().values()
-    return sum(value.numel() * (2 if value.is_floating_point() else value.element_size()) for value in values)
+    """Bytes of the weights and buffers in half precision, but for an autoencoder's latents' mean and std."""
+    whole = SCALE if isinstance(network, Autoencoder) else ()
+    return sum(
+        value.numel() * (2 if value.is_floating_point() and key not in whole else value.element_size())
+        for key, value in network.state_dict().items()
+    )
 
 
 def _there(folder: Path) -> Path:

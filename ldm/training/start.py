@@ -93,9 +93,10 @@ def check(
         ValueError: a condition is another, or settings are and ``start`` does not allow it; every one is shown.
     """
     then = state.get("conditions", {})
-    names = [*conditions, *(then.keys() - conditions.keys())]
-    others = {name: (then.get(name, "none"), conditions.get(name, "none")) for name in names}
-    others = {name: (was, now) for name, (was, now) in others.items() if was != now}
+    changed = changes(state.get("config", ""), described, unread)
+    others = {name: (then.get(name, "none"), now) for name, now in conditions.items() if then.get(name) != now}
+    if start.resume_changed:  # else it is told by the settings below
+        others |= {name: (was, "none") for name, was in then.items() if name not in conditions}
     if others:
         words = ", ".join(f"another {name} ({was}, now {now})" for name, (was, now) in others.items())
         way_out = (
@@ -103,7 +104,6 @@ def check(
             "from the weights of a run"
         )
         raise ValueError(f"{path} was made with {words}: {way_out}")
-    changed = changes(state.get("config", ""), described, unread)
     words = ", ".join(f"{key} was {then} and is now {now}" for key, (then, now) in changed.items())
     if changed and not start.resume_changed:
         raise ValueError(
