@@ -3,7 +3,7 @@
 import argparse
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager, redirect_stdout
 from math import inf
 from pathlib import Path
@@ -36,6 +36,11 @@ SHORT = {  # options of their own for what is asked for most
     "batch": "sample.batch",
     "tile": "sample.tile",
 }
+DRAWING = (  # options of how to draw and of what else steers, but for the device
+    *SHORT,
+    *("set", "precision", "seed", "also", "perp_neg"),
+    *("classifier", "classifier_scale", "classifier_form", "worse", "worse_scale"),
+)
 EXAMPLES = """
 values of the configuration are set by key=value after the options:
   python scripts/{script} train_{stage}.steps=2000 train_{stage}.batch=32 out=runs/mine
@@ -182,6 +187,12 @@ def given_sampling(args: argparse.Namespace) -> list[str]:
     """What of a ``Sampling`` the options settle, as overrides of it."""
     given = [f"{key}={getattr(args, name)}" for name, key in SHORT.items() if getattr(args, name) is not None]
     return [*given, *args.set]
+
+
+def options_given(args: argparse.Namespace, names: Iterable[str]) -> list[str]:
+    """Those of the options ``names`` that were given, as they are written: ["--perp-neg"] of ["perp_neg", "also"]."""
+    values = {f"--{name.replace('_', '-')}": getattr(args, name) for name in names}
+    return [option for option, value in values.items() if value is not False and value not in (None, "", [])]
 
 
 def run_script(

@@ -156,9 +156,11 @@ def check_folder(folder: Path) -> None:
     """Compare every file that the manifest of ``folder`` names with its hash there.
 
     Raises:
-        BrokenFile: a file is missing, its hash is another, it is read by this program and not named, or is a pickle.
+        BrokenFile: the folder or a file is missing, its hash is another, it is read by this program and not named, or
+            is a pickle.
     """
-    settled(folder)
+    if not settled(folder) and not folder.exists():
+        raise BrokenFile(f"{folder} is not there; check its name")
     hashes = _hashes(folder)
     for path in folder.rglob("*"):
         name, kind = path.relative_to(folder).as_posix(), path.suffix.lower()

@@ -255,6 +255,14 @@ def holds_autoencoder(folder: Path) -> bool:
     return (folder / "autoencoder.safetensors").is_file()
 
 
+def lone_autoencoder(folder: Path) -> Path | None:
+    """``folder`` where it is an autoencoder's alone, or the autoencoder's within a run that has no model; else None."""
+    if holds_autoencoder(folder):
+        return folder
+    within = folder / "autoencoder"
+    return within if holds_autoencoder(within) and not (is_model(folder) or is_model(folder / "model")) else None
+
+
 def load_text(folder: Path, device: torch.device | str = "cpu") -> ClipText:
     """The text encoder in ``folder``, frozen."""
     check_folder(folder)
@@ -294,7 +302,8 @@ def load_model(folder: Path, device: torch.device | str = "cpu") -> TextToImage:
     """
     if not is_model(folder):
         way_out = f"give {folder / 'model'}" if is_model(folder / "model") else "train one with scripts/train_ldm.py"
-        raise BrokenFile(f"{folder} is not a model folder: it has no {CONFIG}; {way_out}")
+        what = f"is not a model folder: it has no {CONFIG}" if folder.exists() else "is not there"
+        raise BrokenFile(f"{folder} {what}; {way_out}")
     check_folder(folder)
     run = load(Run, folder / CONFIG)
     autoencoder, _ = load_autoencoder(folder / "autoencoder", device)

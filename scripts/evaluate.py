@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ldm.cli import (
+    DRAWING,
     SHORT,
     add_sampling,
     add_steering,
@@ -19,9 +20,11 @@ from ldm.cli import (
     given_sampling,
     given_steering,
     one_line_errors,
+    options_given,
 )
 from ldm.cli_metrics import add_sources, read_sources, sources_asked
 from ldm.config import load, to_dict
+from ldm.data.shapes import ShapesConfig
 from ldm.evaluation.benchmark import Pictures, read_folder, read_reference
 from ldm.evaluation.evaluation import (
     Drawer,
@@ -36,7 +39,7 @@ from ldm.evaluation.evaluation import (
 from ldm.evaluation.general import Sources, in_words
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, Prompt, prompt_set, read_prompts
 from ldm.evaluation.report import SWEEP_PROMPTS, Report, check_out, write_report
-from ldm.folders import CONFIG, digest, holds_autoencoder, load_autoencoder, load_model, shipped_model
+from ldm.folders import CONFIG, digest, load_autoencoder, load_model, lone_autoencoder, shipped_model
 from ldm.pipeline import TextToImage
 from ldm.run import Run
 from ldm.sampling import Sampling
@@ -109,8 +112,13 @@ def main() -> None:
         pictures = read_folder(args.images, len(prompts))
         reference = read_true(args, pictures.shape[1])
         report = score_pictures(prompts, pictures, {"model": str(args.images), **what})
-    elif holds_autoencoder(folder):
+    elif lone_autoencoder(folder):
         autoencoder, run = load_autoencoder(folder, device_of(args.device))
+        if not isinstance(run.data, ShapesConfig):
+            raise ValueError(
+                f"{folder} was not trained on the shapes world, and the benchmark reads no other; "
+                f"measure it by python scripts/metrics.py {folder}"
+            )
         reference = read_true(args, run.data.size)
         report = score_autoencoder(autoencoder, run, prompts, {**described(folder), **what})
         report, general = with_autoencoder(report, autoencoder, sources, reference=reference), False
@@ -208,13 +216,14 @@ def check_together(args: argparse.Namespace) -> None:
     for option, value in {**others, "--categories": args.categories}.items():
         if args.prompts and value is not None:
             raise ValueError(f"--prompts are all there is to draw; leave out {option}")
-    steered = (args.classifier, args.classifier_form, args.classifier_scale, args.worse, args.worse_scale)
-    drawn = (*given_sampling(args), args.precision, *steered, args.also, args.perp_neg, args.sweep, args.likelihood)
-    drawing_asked = any(value is not None and value is not False and value != [] for value in (*drawn, args.seed))
-    if args.images and (args.model or args.device or drawing_asked):
+    drawn = options_given(args, (*DRAWING, "sweep", "likelihood"))
+    if args.images and (args.model or args.device or drawn):
         raise ValueError("--images are scored as they are; leave out the model, --sweep and the options of drawing")
-    if args.model and holds_autoencoder(args.model) and (drawing_asked or args.clip or args.clip_run):
-        raise ValueError(f"{args.model} is an autoencoder alone; leave out --sweep, --clip and the options of drawing")
+    autoencoder = args.model and lone_autoencoder(args.model)
+    if autoencoder and autoencoder != args.model:
+        raise ValueError(f"{args.model} holds an autoencoder and no model; give {autoencoder}")
+    if autoencoder and (void := [*drawn, *options_given(args, ("clip", "clip_run"))]):
+        raise ValueError(f"{autoencoder} is an autoencoder alone; leave out {', '.join(void)}")
     if args.sweep and args.classifier_form == "mean":
         raise ValueError("--classifier-form mean goes by the levels of one grid; leave out --sweep, or the form")
     if args.sweep_prompts is not None and (args.prompts or not args.sweep):
@@ -222,7 +231,7 @@ def check_together(args: argparse.Namespace) -> None:
     if args.images and args.lpips:
         raise ValueError("--lpips is of an autoencoder's pictures, and --images have none; leave it out")
     scored = (args.model, args.images, args.general, args.reference, sources_asked(args))
-    if args.write_prompts and (drawing_asked or any(scored)):
+    if args.write_prompts and (drawn or any(scored)):
         raise ValueError("--write-prompts scores nothing; leave out all but the prompts' own options")
 
 

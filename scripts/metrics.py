@@ -1,12 +1,13 @@
 """FID, KID and CLIP score of what a model draws for any captions, and what its autoencoder does to true pictures.
 
-For models of other pictures than the shapes world's, which evaluate.py scores exactly. Captions and true pictures are
-the held-out ones of the model's own data where none are named. Writes figures.json and all pictures into a folder;
-what the figures mean is told in docs/evaluation.md.
+For models of other pictures than the shapes world's, which evaluate.py scores exactly; of an autoencoder alone there
+is the last of these. Captions and true pictures are the held-out ones of the model's own data where none are named.
+Writes figures.json and all pictures that were drawn into a folder; what the figures mean is told in docs/evaluation.md.
 """
 
 import argparse
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +15,7 @@ import numpy as np
 from PIL import Image
 
 from ldm.cli import (
+    DRAWING,
     add_sampling,
     add_steering,
     check_seed,
@@ -21,6 +23,7 @@ from ldm.cli import (
     given_sampling,
     given_steering,
     one_line_errors,
+    options_given,
     read_lines,
 )
 from ldm.cli_metrics import add_sources, read_sources
@@ -29,25 +32,26 @@ from ldm.data.loader import first_batches
 from ldm.data.transforms import to_bytes
 from ldm.evaluation.benchmark import Pictures, read_reference
 from ldm.evaluation.evaluation import Drawer
-from ldm.evaluation.general import Found, general, in_words
+from ldm.evaluation.general import Found, Sources, general, in_words, of_autoencoder
 from ldm.evaluation.report import check_out
 from ldm.files import whole_folder
-from ldm.folders import CONFIG, digest, load_model
+from ldm.folders import CONFIG, digest, load_autoencoder, load_model, lone_autoencoder
 from ldm.run import Run
 from ldm.training.optim import resolve_precision
 
 COUNT = 1_000
 FIGURES = "figures.json"
+OF_MODELS = ("captions", *(name for name in DRAWING if name != "batch"), "clip", "clip_weights", "clip_run")  # options
 
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model", type=Path, help="a model's folder")
+    parser.add_argument("model", type=Path, help="a model's folder, or an autoencoder's alone")
     parser.add_argument("--captions", type=Path, metavar="FILE", help="one on each line, all drawn; else held-out ones")
     parser.add_argument("--reference", type=Path, metavar="DIR", help="true pictures; else held-out ones")
     count = f"of held-out captions, pictures or both; as many as --captions has, else {COUNT:,}"
     parser.add_argument("--count", type=int, metavar="N", help=count)
-    parser.add_argument("--seed", type=int, default=0, help="of the first picture; the next count up by 1")
+    parser.add_argument("--seed", type=int, help="of the first picture, 0 if left out; the next count up by 1")
     parser.add_argument("--out", type=Path, default=Path("outputs/metrics"), help="folder of figures and pictures")
     add_sampling(
         parser.add_argument_group("how to draw (the model's own settings where left out)"),
@@ -60,17 +64,57 @@ def parse() -> argparse.Namespace:
 
 def main() -> None:
     args = parse()
-    if args.count is not None and (args.count < 1 or (args.captions and args.reference)):
-        raise ValueError(
-            f"--count {args.count} held-out ones: give 1 or more, and not captions and pictures of your own"
-        )
+    autoencoder = lone_autoencoder(args.model)
+    if autoencoder and (void := options_given(args, OF_MODELS)):
+        raise ValueError(f"{args.model} holds an autoencoder and no model; leave out {', '.join(void)}")
+    if args.count is not None and (args.count < 1 or (args.reference and (autoencoder or args.captions))):
+        own = "pictures" if autoencoder else "captions and pictures"
+        raise ValueError(f"--count {args.count} held-out ones: give 1 or more, and not {own} of your own")
     sources, out = read_sources(args), check_out(args.out, {FIGURES})
+    if autoencoder:
+        found = measure_autoencoder(args, autoencoder, sources, out)
+    else:
+        found = measure_model(args, sources, out)
+    for line in in_words(found.tables, found.notes):
+        print(line)
+    print(f"{'figures' if autoencoder else 'figures and pictures'}: {args.out}")
+
+
+def measure_autoencoder(args: argparse.Namespace, folder: Path, sources: Sources, out: Path) -> Found:
+    """What the autoencoder in ``folder`` does to true pictures, written to ``out``.
+
+    Raises:
+        ValueError: there are fewer than two of them, or held-out ones are wanted and the run's data is not here.
+    """
+    autoencoder, run = load_autoencoder(folder, device_of(args.device))
+    batch = run.sampling.but(*given_sampling(args)).sample.batch
+    notes: list[str] = []
+    if args.reference:
+        reference = read_reference(args.reference, run.data.size)
+    else:
+        reference, _, notes = held_out(run, args.count or COUNT)
+    found = of_autoencoder(autoencoder, reference, sources, batch=batch)
+    if not found.tables:
+        raise ValueError(found.notes[-1])
+    found.notes += notes
+    what = {
+        "model": str(folder),
+        "hash": digest(folder),
+        "reference": str(args.reference or f"{len(reference)} held-out pictures"),
+        "batch": batch,
+    }
+    write(out, what, found)
+    return found
+
+
+def measure_model(args: argparse.Namespace, sources: Sources, out: Path) -> Found:
+    """The metrics of what the model draws, and what its autoencoder does to true pictures, written to ``out``."""
     model, run = load_model(args.model, device_of(args.device)), load(Run, args.model / CONFIG)
     model.sampling = model.sampling.but(*given_sampling(args))
     steer, steering = given_steering(args, model, model.sampling)
     asked = captions_and_pictures(args, run)
-    check_seed(args.seed, len(asked.captions))
-    draw = Drawer(model, args.seed, args.precision or resolve_precision("auto", model.device), steer)
+    check_seed(args.seed or 0, len(asked.captions))
+    draw = Drawer(model, args.seed or 0, args.precision or resolve_precision("auto", model.device), steer)
     pictures = draw(asked.captions, "drawing")
     what = {
         "model": str(args.model),
@@ -78,17 +122,16 @@ def main() -> None:
         "captions": asked.whose,
         "reference": asked.reference_of,
         "steering": steering,
-        "seed": args.seed,
+        "seed": draw.seed,
         "precision": draw.precision,
         **to_dict(model.sampling),
     }
-    write(out, what, asked.captions, pictures, Found(notes=["not measured to the end"]))  # so nothing is lost below
+    unmeasured = Found(notes=["not measured to the end"])
+    write(out, what, unmeasured, asked.captions, pictures)  # so nothing is lost below
     found = general(pictures, asked.captions, reference=asked.reference, sources=sources, autoencoder=model.autoencoder)
     found.notes += asked.notes
-    write(out, what, asked.captions, pictures, found)
-    for line in in_words(found.tables, found.notes):
-        print(line)
-    print(f"figures and pictures: {args.out}")
+    write(out, what, found, asked.captions, pictures)
+    return found
 
 
 class Asked(NamedTuple):
@@ -114,9 +157,7 @@ def captions_and_pictures(args: argparse.Namespace, run: Run) -> Asked:
     notes: list[str] = []
     if not captions or reference is None:
         count = args.count or len(captions) or COUNT
-        pictures, texts = held_out(run, count)
-        if len(texts) < count:
-            notes.append(f"of {count} held-out captions and pictures that are asked for there are {len(texts)}")
+        pictures, texts, notes = held_out(run, count)
         captions = captions or texts
         reference = pictures if reference is None else reference
     return Asked(
@@ -128,25 +169,35 @@ def captions_and_pictures(args: argparse.Namespace, run: Run) -> Asked:
     )
 
 
-def held_out(run: Run, count: int) -> tuple[Pictures, list[str]]:
-    """The first ``count`` held-out pictures (N, S, S, 3) of the run's data, or all there are, with their captions."""
+def held_out(run: Run, count: int) -> tuple[Pictures, list[str], list[str]]:
+    """The first ``count`` held-out pictures (N, S, S, 3) of the run's data, their captions, and a note if N is less."""
     pictures, captions = [], []
     try:
         for batch in first_batches(run.data.build("val"), 64, count):
             pictures.append(to_bytes(batch.image))
             captions += batch.captions
     except (ValueError, OSError) as error:
-        raise ValueError(f"the model's own data is not here ({error}); give --captions and --reference") from error
-    return np.concatenate(pictures), captions
+        way_out = "give --reference, and of a model --captions"
+        raise ValueError(f"the run's own data is not here ({error}); {way_out}") from error
+    fewer = f"of {count} held-out samples that are asked for there are {len(captions)}"
+    return np.concatenate(pictures), captions, [fewer] if len(captions) < count else []
 
 
-def write(out: Path, what: dict[str, Any], captions: list[str], pictures: Pictures, found: Found) -> None:
-    """Write the folder at once, in place of one that is there."""
-    figures = {"what": what, "tables": found.tables, "notes": found.notes, "captions": captions}
+def write(
+    out: Path,
+    what: dict[str, Any],
+    found: Found,
+    captions: Sequence[str] = (),
+    pictures: Pictures | None = None,
+) -> None:
+    """Write the folder at once, in place of one that is there; with captions and pictures where they were drawn."""
+    figures = {"what": what, "tables": found.tables, "notes": found.notes}
     with whole_folder(out) as staged:
-        (staged / "images").mkdir()
-        for number, picture in enumerate(pictures):
-            Image.fromarray(picture).save(staged / "images" / f"{number:05d}.png")
+        if pictures is not None:
+            figures["captions"] = captions
+            (staged / "images").mkdir()
+            for number, picture in enumerate(pictures):
+                Image.fromarray(picture).save(staged / "images" / f"{number:05d}.png")
         (staged / FIGURES).write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
 
 

@@ -3,6 +3,7 @@
 Legend: N pictures, S side, B batch, C latent channels, h w latent size, f = S / h downsampling factor.
 """
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass, field
 from time import perf_counter
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.bottlenecks import Bottleneck, Gaussian, gaussian_kl
-from ldm.autoencoders.bottlenecks.base import Quantizer, usage
+from ldm.autoencoders.bottlenecks.base import Quantizer, usage_of
 from ldm.autoencoders.bottlenecks.fsq import FiniteScalar
 from ldm.autoencoders.bottlenecks.vq import VectorQuantizer
 from ldm.autoencoders.bottlenecks.vq2 import TwoLevels
@@ -53,6 +54,30 @@ class AutoencoderReport:
         return {name: value for name, value in asdict(self).items() if value is not None and value != float("inf")}
 
 
+class Moments:
+    """Mean and spread of latents (B, C, h, w) that come batch by batch, from sums in double precision."""
+
+    def __init__(self) -> None:
+        self.count = 0  # pictures
+        self.sum = self.squares = torch.zeros((), dtype=torch.float64)  # (C, h, w) from the first batch on
+
+    def add(self, latent: Tensor) -> None:
+        z = latent.double().cpu()
+        self.count += len(z)
+        self.sum = self.sum + z.sum(dim=0)
+        self.squares = self.squares + z.square().sum(dim=0)
+
+    def of_channels(self) -> tuple[Tensor, Tensor]:
+        """Mean and std (C,) over pictures and positions."""
+        mean, square = (total.mean(dim=(1, 2)) / self.count for total in (self.sum, self.squares))
+        return mean, (square - mean.square()).clamp(min=0).sqrt()
+
+    def over_pictures(self) -> Tensor:
+        """Variance (C,) over the pictures at a position, the mean of all positions."""
+        mean, square = self.sum / self.count, self.squares / self.count  # (C, h, w)
+        return (square - mean.square()).clamp(min=0).mean(dim=(1, 2))
+
+
 @torch.inference_mode()
 def autoencoder_report(
     autoencoder: Autoencoder,
@@ -68,13 +93,15 @@ def autoencoder_report(
     0.01 (Burda et al. 2016, arXiv:1509.00519). That is 1 % of what a KL bottleneck's prior has; the scale of
     a bottleneck without a prior is its own. ``lpips`` and ``inception`` are ``reconstruction.Lpips`` and
     ``distances.Inception``, or other modules of their kind; without them there are no figures of theirs.
+    Only for ``inception`` more is held than a ``batch``: what comes back of all pictures, in bytes.
 
     Raises:
         ValueError: there are fewer than two pictures, or their side is no multiple of f, or below 6.
     """
     if len(pictures) < 2:
         raise ValueError(f"{len(pictures)} pictures are too few: what varies between them is measured; take at least 2")
-    device, losses, latents, decoded = autoencoder.mean.device, [], [], []
+    device, moments, decoded = autoencoder.mean.device, Moments(), []
+    losses = torch.zeros((), dtype=torch.float64)  # (3 or 4,), summed over pictures
     seconds = np.zeros(2)  # of encoding and decoding
     first = next(_images(pictures[:batch], batch, device))
     autoencoder.decode(autoencoder.encode(first))  # the first pass of a process is slow, and is not timed
@@ -83,13 +110,15 @@ def autoencoder_report(
         output, decoding = _timed(autoencoder.decode, latent)  # (B, 3, S, S)
         seconds += encoding, decoding
         each = [psnr(output, images), ssim(output, images), (output - images).abs().mean(dim=(1, 2, 3))]
-        losses.append(torch.stack([*each, *([lpips(output, images)] if lpips else [])]).double().cpu())  # (3 or 4, B)
-        latents.append(latent.double().cpu())
-        decoded.append(to_bytes(output))
-    means = torch.cat(losses, dim=1).mean(dim=1).tolist()
-    z = torch.cat(latents)  # (N, C, h, w)
+        lost = torch.stack([*each, *([lpips(output, images)] if lpips else [])])  # (3 or 4, B)
+        losses = losses + lost.double().cpu().sum(dim=1)
+        moments.add(latent)
+        if inception:
+            decoded.append(to_bytes(output))
+    means = (losses / len(pictures)).tolist()
+    latent_mean, latent_std = moments.of_channels()  # (C,) each
     std = autoencoder.std.double().cpu().flatten()  # (C,)
-    variance = z.var(dim=0, correction=0).mean(dim=(1, 2)) * std.square()  # (C,)
+    variance = moments.over_pictures() * std.square()  # (C,)
     measure = OWN_FIGURES.get(type(autoencoder.bottleneck))
     encoded = (autoencoder.encoder(images) for images in _images(pictures, batch, device))  # (B, features, h, w)
     return AutoencoderReport(
@@ -97,8 +126,8 @@ def autoencoder_report(
         psnr=means[0],
         ssim=means[1],
         l1=means[2],
-        latent_mean=z.mean(dim=(0, 2, 3)).tolist(),
-        latent_std=z.std(dim=(0, 2, 3), correction=0).tolist(),
+        latent_mean=latent_mean.tolist(),
+        latent_std=latent_std.tolist(),
         variance=variance.tolist(),
         active=int((variance > ACTIVE).sum()),
         encode_seconds=seconds[0] / len(pictures),
@@ -111,28 +140,38 @@ def autoencoder_report(
 
 def gaussian_figures(bottleneck: Gaussian, encoded: Iterable[Tensor]) -> Figures:
     """The KL in nats from the prior, the mean of a picture: of each channel, summed over positions, and of all."""
-    parts = []
+    count, total = 0, torch.zeros((), dtype=torch.float64)  # (C,) from the first batch on
     for h in encoded:
         mean, log_variance = (rearrange(part, "b c h w -> (b c) h w") for part in bottleneck.moments(h))
-        parts.append(gaussian_kl(mean.double(), log_variance.double()).view(len(h), -1).cpu())  # (B, C)
-    kl = torch.cat(parts).mean(dim=0)  # (C,)
+        count += len(h)
+        total = total + gaussian_kl(mean.double(), log_variance.double()).view(len(h), -1).cpu().sum(dim=0)
+    kl = total / count  # (C,)
     return {"kl": kl.tolist(), "kl_sum": float(kl.sum())}
 
 
 def code_figures(bottleneck: Quantizer, encoded: Iterable[Tensor]) -> Figures:
     """The share of the codes that occur in the pictures, and the perplexity of their frequencies."""
-    indices = torch.cat([bottleneck.codes(h).flatten() for h in encoded])
-    return {name: float(value) for name, value in usage(indices, bottleneck.num_codes).items()}
+    times = Counter[int]()
+    for h in encoded:
+        times.update(bottleneck.codes(h).flatten().tolist())
+    return _use(times, bottleneck.num_codes)
 
 
 def level_figures(bottleneck: TwoLevels, encoded: Iterable[Tensor]) -> Figures:
     """``code_figures`` of each level, with its name after theirs."""
-    maps = zip(*(bottleneck.codes(h) for h in encoded), strict=True)
-    figures: Figures = {}
-    for name, level, parts in zip(("top", "bottom"), (bottleneck.top, bottleneck.bottom), maps, strict=True):
-        used = usage(torch.cat([part.flatten() for part in parts]), level.num_codes)
-        figures |= {f"{figure}_{name}": float(value) for figure, value in used.items()}
-    return figures
+    levels = {"top": bottleneck.top, "bottom": bottleneck.bottom}
+    times = {name: Counter[int]() for name in levels}
+    for h in encoded:
+        for name, codes in zip(levels, bottleneck.codes(h), strict=True):
+            times[name].update(codes.flatten().tolist())
+    used = {name: _use(times[name], level.num_codes) for name, level in levels.items()}
+    return {f"{figure}_{name}": value for name, figures in used.items() for figure, value in figures.items()}
+
+
+def _use(times: Counter[int], num_codes: int) -> Figures:
+    """``usage`` by how often each code that occurs does."""
+    counts = torch.tensor([*times.values()])
+    return {name: float(value) for name, value in usage_of(counts, num_codes).items()}
 
 
 # what a kind of bottleneck has to say of all batches of features (B, features, h, w)

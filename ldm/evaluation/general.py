@@ -9,7 +9,7 @@ import torch
 
 from ldm.autoencoders import Autoencoder
 from ldm.evaluation.autoencoder import autoencoder_report
-from ldm.evaluation.benchmark import Pictures, shuffled
+from ldm.evaluation.benchmark import AT_ONCE, Pictures, shuffled
 from ldm.evaluation.clip_score import Clip, clip_score, load_open_clip, load_own_clip
 from ldm.evaluation.distances import Inception, distances, features
 from ldm.evaluation.reconstruction import Lpips
@@ -53,12 +53,15 @@ class Found:
         if figures is not None:
             self.tables[title] = figures
 
-    def add_autoencoder(self, autoencoder: Autoencoder, reference: Pictures, lpips: Path | None, rfid: Any) -> None:
+    def add_autoencoder(
+        self, autoencoder: Autoencoder, reference: Pictures, lpips: Path | None, rfid: Any, *, batch: int = AT_ONCE
+    ) -> None:
         """A table of what ``autoencoder`` does to ``reference``; ``rfid`` is an Inception, or None."""
 
         def measure() -> Figures:
             network = self.attempt("LPIPS", lambda: Lpips(lpips).eval().to(autoencoder.mean.device))
-            figures = autoencoder_report(autoencoder, reference, lpips=network, inception=rfid).figures()
+            report = autoencoder_report(autoencoder, reference, lpips=network, inception=rfid, batch=batch)
+            figures = report.figures()
             own: Figures = figures.pop("bottleneck")
             return {**figures, **own}
 
@@ -66,8 +69,9 @@ class Found:
 
 
 def in_words(tables: Tables, notes: list[str]) -> Iterator[str]:
-    """A line for each table, of its numbers, and one for each note."""
-    for title, numbers in tables.items():
+    """A line for each table, of its numbers and, where it has an rFID, the FID in that; and one for each note."""
+    for title, figures in tables.items():
+        numbers = {name: value.get("fid") if isinstance(value, dict) else value for name, value in figures.items()}
         shown = [f"{name} {value:.4g}" for name, value in numbers.items() if isinstance(value, int | float)]
         yield f"{title}: {', '.join(shown)}"
     yield from (f"note: {note}" for note in notes)
@@ -97,11 +101,11 @@ def general(
     return found
 
 
-def of_autoencoder(autoencoder: Autoencoder, reference: Pictures, sources: Sources) -> Found:
-    """What ``autoencoder`` does to the pictures ``reference`` (N, S, S, 3)."""
+def of_autoencoder(autoencoder: Autoencoder, reference: Pictures, sources: Sources, *, batch: int = AT_ONCE) -> Found:
+    """What ``autoencoder`` does to the pictures ``reference`` (N, S, S, 3), of which ``batch`` pass at once."""
     found = Found()
     inception = found.attempt("rFID", lambda: Inception(sources.inception).eval().to(autoencoder.mean.device))
-    found.add_autoencoder(autoencoder, reference, sources.lpips, inception)
+    found.add_autoencoder(autoencoder, reference, sources.lpips, inception, batch=batch)
     return found
 
 

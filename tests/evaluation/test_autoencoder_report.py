@@ -1,6 +1,8 @@
 """The autoencoder's report on networks whose figures are known: by identities, by hand and by the bottleneck."""
 
+import gc
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +17,7 @@ from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.data.transforms import to_bytes, to_tensor
 from ldm.evaluation.autoencoder import OWN_FIGURES, autoencoder_report
+from ldm.evaluation.general import Found, in_words
 from ldm.evaluation.reconstruction import psnr
 
 CHANNELS = 3
@@ -63,6 +66,36 @@ def test_losses_are_those_of_the_autoencoder_on_all_pictures_whatever_the_batch(
     assert found.l1 == pytest.approx((decoded - images).abs().mean().item(), rel=1e-5)
     assert found.psnr == pytest.approx(psnr(decoded, images).mean().item(), rel=1e-5)
     assert found.ssim == pytest.approx(ssim(decoded, images).mean().item(), rel=1e-4)
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_means_and_spreads_are_those_of_all_latents_whatever_the_batch(
+    bottleneck: str, pictures: NDArray[np.uint8]
+) -> None:
+    network = build(bottleneck)
+    network.measure([tensors(pictures[:4])])
+    with torch.no_grad():
+        z = network.encode(tensors(pictures)).double()
+    variance = z.var(dim=0, correction=0).mean(dim=(1, 2)) * network.std.flatten().square()
+    for batch in (1, 5, 12):
+        found = autoencoder_report(network, pictures, batch=batch)
+        np.testing.assert_allclose(found.latent_mean, z.mean(dim=(0, 2, 3)), atol=1e-5)
+        np.testing.assert_allclose(found.latent_std, z.std(dim=(0, 2, 3), correction=0), rtol=1e-5)
+        np.testing.assert_allclose(found.variance, variance, rtol=1e-5)
+
+
+@pytest.mark.parametrize("bottleneck", BOTTLENECKS)
+def test_what_is_held_does_not_grow_with_the_pictures(bottleneck: str, pictures: NDArray[np.uint8]) -> None:
+    network, held = build(bottleneck), []
+
+    def count(*_: object) -> None:
+        gc.collect()
+        held.append(sum(each.numel() for each in gc.get_objects() if issubclass(type(each), Tensor)))
+
+    network.encoder[0].register_forward_pre_hook(count)
+    autoencoder_report(network, np.concatenate([pictures] * 4), batch=6)
+    measured, of_bottleneck = held[2:9], held[10:]  # from the second of eight batches on, the first has warmed up
+    assert len(set(measured)) == 1 and len(set(of_bottleneck)) <= 1, held
 
 
 @pytest.mark.parametrize("bottleneck", BOTTLENECKS)
@@ -179,6 +212,14 @@ def test_lpips_and_rfid_compare_what_comes_back_with_the_pictures(pictures: NDAr
     assert found.rfid is not None and found.rfid["fid"] > 1
     assert (found.rfid["generated"], found.rfid["reference"]) == (12, 12)
     json.dumps(found.figures())
+
+
+def test_the_rfid_is_told_in_words(pictures: NDArray[np.uint8]) -> None:
+    found = Found()
+    found.add_autoencoder(build(), pictures, Path("none.pth"), Pooled())
+    line, note = in_words(found.tables, found.notes)
+    assert f"rfid {found.tables['Autoencoder']['rfid']['fid']:.4g}" in line
+    assert note.startswith("note: LPIPS left out: none.pth is not there")
 
 
 def test_a_perfect_autoencoder_has_no_rfid(pictures: NDArray[np.uint8]) -> None:

@@ -21,13 +21,16 @@ from PIL import Image
 
 from ldm.cli import device_of, read_lines
 from ldm.config import from_dict, load
+from ldm.data.loader import first_batches
 from ldm.data.scene import TRAINED
+from ldm.data.transforms import to_bytes
 from ldm.diffusion.learned import ListedConfig
+from ldm.evaluation.autoencoder import autoencoder_report
 from ldm.evaluation.benchmark import true_pictures
 from ldm.evaluation.likelihood import BOUND_STEPS
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, prompt_set, read_prompts
 from ldm.evaluation.report import SWEEP_PROMPTS
-from ldm.folders import load_model
+from ldm.folders import load_autoencoder, load_model
 from ldm.metadata import read_settings
 from ldm.run import Run
 from ldm.sampling import Sampling
@@ -352,7 +355,7 @@ def test_any_prompt_gives_an_image_with_a_safe_name(draw):
         ("--prompt a --seed 99999999999999999999", "seed 99999999999999999999"),
         ("--prompt a b --seed 4294967295", "is not a number from 0 to 2^32 - 2"),
         ("--prompt a --device abacus", "--device abacus"),
-        ("--prompt a --ckpt nowhere", "nowhere is not a model folder"),
+        ("--prompt a --ckpt nowhere", "nowhere is not there; train one"),
         ("--from-file nowhere.txt", "nowhere.txt"),
         ("--from-image nowhere.png", "nowhere.png"),
         (f"--from-image {__file__}", "test_scripts.py is not a readable PNG image"),
@@ -625,8 +628,8 @@ def test_a_first_stage_is_scored_alone(chain, tmp_path):
         (["--prompt-seed", -1], "--prompt-seed -1 is not a number from 0"),
         (["--categories", "full,counts"], "--categories 'counts' is not one of single object, two objects, counting"),
         (["--classifier-form", "mean", "--sweep", "steps=2"], "leave out --sweep, or the form"),
-        (["ldm/assets/shapes64/autoencoder", "--scale", 2], "is an autoencoder alone; leave out"),
-        (["ldm/assets/shapes64/autoencoder", "--classifier-scale", 0], "is an autoencoder alone; leave out"),
+        (["ldm/assets/shapes64/autoencoder", "--scale", 2], "is an autoencoder alone; leave out --scale"),
+        (["ldm/assets/shapes64/autoencoder", "--classifier-scale", 0], "alone; leave out --classifier-scale"),
         (["--sweep-prompts", 3], "--sweep-prompts 3 are of a --sweep without --prompts"),
         (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
         (["--clip", "ViT-B-32:openai", "--clip-run", "."], "the score is of one; leave one out"),
@@ -670,7 +673,7 @@ def test_a_model_of_any_pictures_is_measured_on_its_held_out_ones(chain, tmp_pat
     )
     assert "note: FID and KID left out" in printed and "--inception" in printed
     status, printed, _ = call("metrics.py", chain.model, "--count", 7, "--steps", 1, "--out", tmp_path / "found")
-    assert status == 0 and "note: of 7 held-out captions and pictures that are asked for there are 6" in printed
+    assert status == 0 and "note: of 7 held-out samples that are asked for there are 6" in printed
     own = tmp_path / "own.txt"
     own.write_text("a dog on a sofa\n\nein Pferd\n", encoding="utf-8")
     other = ("--captions", own, "--reference", "data/sample", "--steps", 1, "--out", tmp_path / "found")
@@ -680,6 +683,99 @@ def test_a_model_of_any_pictures_is_measured_on_its_held_out_ones(chain, tmp_pat
     figures = json.loads((tmp_path / "found" / "figures.json").read_text())
     assert figures["captions"] == ["a dog on a sofa", "ein Pferd"] and figures["what"]["captions"] == str(own)
     assert len([*(tmp_path / "found" / "images").iterdir()]) == 2
+
+
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory):
+    """A run whose autoencoder was trained on a folder of noise, and that has no model."""
+    folder = tmp_path_factory.mktemp("own")
+    (folder / "pictures" / "noise").mkdir(parents=True)
+    for number in range(12):
+        Image.effect_noise((32, 32), 64).convert("RGB").save(folder / "pictures" / "noise" / f"{number}.png")
+    data = ("data.name=folder", f"data.path={folder / 'pictures'}", "data.size=32", "data.val_share=0.4")
+    small = [setting for setting in TINY if not setting.startswith("data.")]
+    status, _, errors = call("train_autoencoder.py", *small, *data, "sample.batch=2", f"out={folder / 'run'}")
+    assert status == 0, errors
+    return folder / "run"
+
+
+def test_a_first_stage_of_own_pictures_is_measured_on_its_held_out_ones(own_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path / "no-weights"))
+    status, printed, errors = call("metrics.py", own_run / "autoencoder", "--count", 3, "--out", tmp_path / "found")
+    assert status == 0, errors
+    (file,) = [path for path in (tmp_path / "found").rglob("*") if path.name != "manifest.json"]  # nothing was drawn
+    figures = json.loads(file.read_text())
+    autoencoder, run = load_autoencoder(own_run / "autoencoder")
+    (batch,) = first_batches(run.data.build("val"), 3, 3)
+    wanted = autoencoder_report(autoencoder, to_bytes(batch.image), batch=2)
+    found = figures["tables"]["Autoencoder"]
+    assert found["pictures"] == 3 and figures["what"]["reference"] == "3 held-out pictures"
+    assert found["psnr"] == wanted.psnr and found["kl"] == wanted.bottleneck["kl"]
+    assert figures["what"]["batch"] == 2, "as the run draws"
+    assert f"psnr {wanted.psnr:.4g}" in printed
+    for name, option in (("rFID", "--inception"), ("LPIPS", "--lpips")):
+        assert f"note: {name} left out" in printed and option in printed
+
+
+def test_a_run_without_a_model_is_measured_by_its_autoencoder_on_pictures_that_are_named(own_run, tmp_path):
+    options = ("--reference", SCRIPTS.parent / "data" / "sample", "--batch", 16, "--out", tmp_path / "found")
+    status, _, errors = call("metrics.py", own_run, *options)
+    assert status == 0, errors
+    figures = json.loads((tmp_path / "found" / "figures.json").read_text())
+    assert figures["what"]["model"] == str(own_run / "autoencoder") and figures["what"]["batch"] == 16
+    assert figures["tables"]["Autoencoder"]["pictures"] == 48 and figures["notes"][-1] != "not measured to the end"
+
+
+def test_fewer_held_out_pictures_than_are_asked_for_are_noted(own_run, tmp_path):
+    status, printed, errors = call("metrics.py", own_run, "--out", tmp_path / "found")
+    assert status == 0, errors
+    assert "note: of 1000 held-out samples that are asked for there are" in printed
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--captions", "data/prompts.txt"], "holds an autoencoder and no model; leave out --captions"),
+        (["--steps", 3, "--seed", 0], "no model; leave out --steps, --seed"),
+        (["--set", "guidance.scale=2", "--perp-neg", 1, "a ring"], "no model; leave out --set, --perp-neg"),
+        (["--clip", "ViT-B-32:openai"], "no model; leave out --clip"),
+        (["--clip-run", "."], "no model; leave out --clip-run"),
+        (["--count", 3, "--reference", "data/sample"], "give 1 or more, and not pictures of your own"),
+        (["--count", 1], "1 pictures are too few"),
+        (["--batch", 0], "batch 0 is not at least 1"),
+        (["--lpips", "none.pth"], "--lpips none.pth is not there"),
+    ],
+)
+def test_a_mistake_in_measuring_a_first_stage_is_told_in_one_line(options, says, own_run, tmp_path, monkeypatch):
+    monkeypatch.chdir(SCRIPTS.parent)
+    for folder in (own_run, own_run / "autoencoder"):
+        assert_one_line(call("metrics.py", folder, "--out", tmp_path / "found", *options), says)
+    assert not (tmp_path / "found").exists()
+
+
+def test_pictures_that_are_gone_are_told_in_one_line(own_run, tmp_path):
+    pictures = own_run.parent / "pictures"
+    moved = pictures.rename(own_run.parent / "elsewhere")
+    try:
+        result = call("metrics.py", own_run / "autoencoder", "--out", tmp_path / "found")
+    finally:
+        moved.rename(pictures)
+    assert_one_line(result, "the run's own data is not here")
+    assert "give --reference" in result[2]
+
+
+def test_the_benchmark_sends_first_stages_of_other_pictures_to_metrics(own_run, tmp_path):
+    within, out = own_run / "autoencoder", ("--out", tmp_path / "report")
+    assert_one_line(call("evaluate.py", within, *out), f"measure it by python scripts/metrics.py {within}")
+    assert_one_line(call("evaluate.py", own_run, *out), f"holds an autoencoder and no model; give {within}")
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "metrics.py", "sample_autoencoder.py"])
+def test_a_folder_that_is_not_there_is_told_so(script, tmp_path):
+    missing = tmp_path / "run" / "autoencoder"
+    result = call(script, missing, "--out", tmp_path / "found")
+    assert_one_line(result, f"{missing} is not there")
+    assert "manifest.json" not in result[2]
 
 
 @pytest.mark.parametrize(

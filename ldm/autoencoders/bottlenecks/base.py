@@ -70,9 +70,13 @@ def straight_through(z: Tensor, quantized: Tensor) -> Tensor:
 
 def usage(indices: Tensor, num_codes: int) -> dict[str, Tensor]:
     """Of a batch's codes: the share of all that occur, and the perplexity exp(-sum p log p) of their frequencies p."""
-    counts = indices.unique(return_counts=True)[1]
+    return usage_of(indices.unique(return_counts=True)[1], num_codes)
+
+
+def usage_of(counts: Tensor, num_codes: int) -> dict[str, Tensor]:
+    """``usage`` by how often each code that occurs does (U,)."""
     p = counts / counts.sum()
-    share = torch.tensor(len(counts) / num_codes, device=indices.device)
+    share = torch.tensor(len(counts) / num_codes, device=counts.device)
     return {"usage": share, "perplexity": torch.exp(-(p * p.log()).sum())}
 
 
