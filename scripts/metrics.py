@@ -28,6 +28,7 @@ from ldm.cli import (
 )
 from ldm.cli_metrics import add_sources, read_sources
 from ldm.config import load, to_dict
+from ldm.data import pictures_of
 from ldm.data.loader import first_batches
 from ldm.data.transforms import to_bytes
 from ldm.evaluation.benchmark import Pictures, read_reference
@@ -92,7 +93,7 @@ def measure_autoencoder(args: argparse.Namespace, folder: Path, sources: Sources
     if args.reference:
         reference = read_reference(args.reference, run.data.size)
     else:
-        reference, _, notes = held_out(run, args.count or COUNT)
+        reference, _, notes = held_out(run, args.count or COUNT, captioned=False)
     found = of_autoencoder(autoencoder, reference, sources, batch=batch)
     if not found.tables:
         raise ValueError(found.notes[-1])
@@ -169,11 +170,12 @@ def captions_and_pictures(args: argparse.Namespace, run: Run) -> Asked:
     )
 
 
-def held_out(run: Run, count: int) -> tuple[Pictures, list[str], list[str]]:
+def held_out(run: Run, count: int, *, captioned: bool = True) -> tuple[Pictures, list[str], list[str]]:
     """The first ``count`` held-out pictures (N, S, S, 3) of the run's data, their captions, and a note if N is less."""
     pictures, captions = [], []
     try:
-        for batch in first_batches(run.data.build("val"), 64, count):
+        data = run.data.build("val") if captioned else pictures_of(run.data, "val")
+        for batch in first_batches(data, 64, count):
             pictures.append(to_bytes(batch.image))
             captions += batch.captions
     except (ValueError, OSError) as error:

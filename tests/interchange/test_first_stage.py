@@ -168,7 +168,7 @@ def test_a_first_stage_that_was_read_is_looked_at_and_scored(imported, tmp_path)
     for command in (
         ("sample_autoencoder.py", imported, "--images", picture, "--out", tmp_path),
         ("sample_autoencoder.py", imported, "--what", "samples", "--count", 2, "--out", tmp_path),
-        ("evaluate.py", imported / "autoencoder", "--prompts-per-category", 1, "--out", tmp_path / "report"),
+        ("metrics.py", imported / "autoencoder", "--reference", picture.parent, "--out", tmp_path / "report"),
     ):
         status, _, errors = call(*command)
         assert status == 0, errors
