@@ -8,8 +8,8 @@ from ldm.evaluation.general import Sources
 
 
 def add_sources(parser: Any) -> None:
-    parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's and KID's network")
-    parser.add_argument("--lpips", type=Path, metavar="FILE", help="weights of LPIPS' AlexNet")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's Inception, or download")
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help="weights of LPIPS' AlexNet, or download")
     parser.add_argument("--clip", default="", metavar="NAME[:TAG]", help="open_clip's model of the CLIP score")
     parser.add_argument("--clip-weights", type=Path, metavar="FILE", help="its weights, in place of the tag's")
     parser.add_argument("--clip-run", type=Path, metavar="RUN", help="a run whose own CLIP gives the CLIP score")

@@ -6,6 +6,7 @@ Weights are read from a named file, or from torch's hub cache where they lie alr
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.client import HTTPException
 from pathlib import Path
 
 import torch
@@ -37,7 +38,7 @@ def find_weights(given: Path | None, url: str, option: str) -> Path:
 
 
 def fetch(url: str, path: Path, option: str) -> None:
-    """Download ``url`` to ``path``, whole or not at all, its SHA-256 beginning with what its name ends in.
+    """Download ``url`` to ``path``, whole or not at all; where its name ends in a hash, its SHA-256 begins with that.
 
     Raises:
         MissingWeights: it cannot be had, or is another file than its name says.
@@ -46,7 +47,7 @@ def fetch(url: str, path: Path, option: str) -> None:
     digest = torch.hub.HASH_REGEX.search(path.name)
     try:
         torch.hub.download_url_to_file(url, str(path), digest[1] if digest else None)
-    except (OSError, RuntimeError) as error:  # no network, no such page, or another hash
+    except (OSError, HTTPException, RuntimeError) as error:  # no network, no such page, or another hash
         said = " ".join(str(error).split())
         raise MissingWeights(f"{url} could not be downloaded ({said}); name a file of it with {option}") from error
 

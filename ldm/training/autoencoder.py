@@ -45,6 +45,7 @@ class AutoencoderTask(DataTask):
         self.reconstruction, self.robustness = reconstruction.build(perceptual(reconstruction)), robustness
         self.adversary = adversary
         self.val = val
+        next(first_batches(val, 1, 1))  # what there is no picture for is told at once, and to all processes
 
     def loss(self, network: nn.Module, batch: Batch, seed: int, step: int) -> Loss:
         image = batch.image.to(self.device)

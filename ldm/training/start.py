@@ -95,14 +95,11 @@ def check(
     then = state.get("conditions", {})
     changed = changes(state.get("config", ""), described, unread)
     others = {name: (then.get(name, "none"), now) for name, now in conditions.items() if then.get(name) != now}
-    if start.resume_changed:  # else it is told by the settings below
+    if start.resume_changed or not changed:  # else the settings tell it below, each by its name
         others |= {name: (was, "none") for name, was in then.items() if name not in conditions}
     if others:
         words = ", ".join(f"another {name} ({was}, now {now})" for name, (was, now) in others.items())
-        way_out = (
-            f"go on with that, or begin anew with another out=, or by deleting {path.parent}; with base= it begins "
-            "from the weights of a run"
-        )
+        way_out = f"go on with that, or begin anew with another out=, or by deleting {path.parent}"
         raise ValueError(f"{path} was made with {words}: {way_out}")
     words = ", ".join(f"{key} was {then} and is now {now}" for key, (then, now) in changed.items())
     if changed and not start.resume_changed:

@@ -85,7 +85,7 @@ def test_the_adversarial_term_alone_moves_encoder_and_decoder_and_nothing_of_the
     made, image = task(), batch().image
     alone = gradient_of(made, reconstructed(made, image)[1])
     both = gradient_of(made, made.adversary.joined(0, image, *reconstructed(made, image), made._last)[0])
-    assert all((both[name] - alone[name]).abs().sum() > 0 for name in alone)
+    assert all((both[name] - alone[name]).norm() > 1e-3 * alone[name].norm() for name in alone)
     assert all(p.grad is None for p in made.adversary.network.parameters())
 
 
@@ -383,9 +383,7 @@ def test_the_exported_autoencoder_holds_no_discriminator_and_starts_a_run_withou
 
 def test_a_run_does_not_go_on_with_a_discriminator_that_its_checkpoint_has_not(tiny, tmp_path):
     trained(tmp_path, *tiny, *SMALL, ONE_STEP)
-    with pytest.raises(
-        ValueError, match=r"another discriminator \(none, now width 8, layers 1\).*with base= it begins"
-    ):
+    with pytest.raises(ValueError, match=r"another discriminator \(none, now width 8, layers 1\)"):
         trained(tmp_path, *tiny, *SMALL, *GAN)
 
 

@@ -59,7 +59,7 @@ class Sparse(Bottleneck):
 def bernoulli_kl(rho: float, on: Tensor, off: Tensor) -> Tensor:
     """KL(Bernoulli(rho) || Bernoulli(on)) in nats, of the shape of ``on``; ``off`` is 1 - ``on``, 0 < ``rho`` < 1.
 
-    Who has 1 - ``on`` exactly, as sigmoids do, so has a gradient, too, for a unit that is all but always on, or off.
+    Both are given since the smaller of them rounds to nothing beside the other: a unit at either end has its gradient.
     """
     cost = rho * (log(rho) - on.clamp(min=LEAST).log())
     return cost + (1 - rho) * (log(1 - rho) - off.clamp(min=LEAST).log())
