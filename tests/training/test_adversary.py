@@ -284,7 +284,8 @@ def test_a_dry_run_counts_both_networks_though_the_rival_joins_later(tmp_path):
     files = list((tmp_path / "real/state/step-00000001").glob("*.safetensors"))
     written = sum(path.stat().st_size for path in files)
     assert len(files) == 5 and found.checkpoint < written < found.checkpoint + 5 * 10_000  # a header for each
-    exported = 2 * sum(value.numel() for value in networks[0].state_dict().values())
+    exported = 2 * sum(value.numel() for value in networks[0].state_dict().values())  # but for mean and std
+    exported += 2 * (networks[0].mean.numel() + networks[0].std.numel())
     assert found.disk == 3 * found.checkpoint + 2 * exported
 
 

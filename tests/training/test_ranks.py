@@ -149,8 +149,8 @@ def assert_two_are_one(folder, *given, make=trainer, **options):
         assert ours.keys() == theirs.keys()
         for name, value in theirs.items():
             torch.testing.assert_close(torch.tensor(ours[name]), torch.tensor(value), atol=1e-6, rtol=1e-5, msg=name)
-    moved = [abs(torch.tensor(alone[2][name]) - torch.tensor(value)).max() for name, value in alone[0].items()]
-    assert max(moved) > 1e-4  # far beyond the tolerance
+    first, last = ({name: torch.tensor(value).double() for name, value in alone[step].items()} for step in (0, 2))
+    assert max((last[name] - value).abs().max() for name, value in first.items()) > 1e-4  # far beyond the tolerance
 
 
 @pytest.mark.parametrize("case", CASES)
