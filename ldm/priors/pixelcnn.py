@@ -71,15 +71,22 @@ class GatedLayer(nn.Module):
         self.out = nn.Conv2d(width, width, 1)
         self.cond = nn.Conv2d(cond_channels, 4 * width, 1, bias=False) if cond_channels else None
 
-    def forward(self, vertical: Tensor, horizontal: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Both stacks (B, D, h, w), given ``cond`` (B, C, h, w)."""
+    def down(self, vertical: Tensor, cond: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The vertical stack (B, D, h, w), given ``cond`` (B, C, h, w), and what it says to the horizontal one.
+
+        The latter is (B, 2 D, h, w) and knows of the rows above each position, and of ``cond``.
+        """
         above = self.above(vertical)  # (B, 2 D, h, w)
-        left = self.left(horizontal) + self.across(above)  # (B, 2 D, h, w)
+        message = self.across(above)  # (B, 2 D, h, w)
         if self.cond is not None:
             more_above, more_left = self.cond(cond).chunk(2, dim=1)
-            above, left = above + more_above, left + more_left
-        made = self.out(gate(left))  # (B, D, h, w)
-        return gate(above), made if self.first else horizontal + made
+            above, message = above + more_above, message + more_left
+        return gate(above), message
+
+    def along(self, horizontal: Tensor, message: Tensor) -> Tensor:
+        """The horizontal stack (B, D, h, w), given the vertical one's ``message`` (B, 2 D, h, w)."""
+        made: Tensor = self.out(gate(self.left(horizontal) + message))  # (B, D, h, w)
+        return made if self.first else horizontal + made
 
 
 def gate(x: Tensor) -> Tensor:
@@ -105,10 +112,29 @@ class PixelCNN(nn.Module):
         self.head = nn.Sequential(nn.SiLU(), nn.Conv2d(width, width, 1), nn.SiLU(), nn.Conv2d(width, num_codes, 1))
 
     def forward(self, codes: Tensor, cond: Tensor | None = None) -> Tensor:
-        vertical = horizontal = self.embed(codes).movedim(-1, 1)  # (B, D, h, w)
+        return self.along(codes, self.down(codes, cond))
+
+    def down(self, codes: Tensor, cond: Tensor | None = None) -> list[Tensor]:
+        """What each layer's vertical stack says to its horizontal one, (B, 2 D, h, w), of the rows above each code."""
+        vertical, messages = self._embedded(codes), []
         for layer in self.layers:
-            vertical, horizontal = layer(vertical, horizontal, cond)
-        return self.head(horizontal)  # (B, K, h, w)
+            assert isinstance(layer, GatedLayer)
+            vertical, message = layer.down(vertical, cond)
+            messages.append(message)
+        return messages
+
+    def along(self, codes: Tensor, messages: list[Tensor]) -> Tensor:
+        """The logits of rows of ``codes``, given what the vertical stacks say to them."""
+        horizontal = self._embedded(codes)
+        for layer, message in zip(self.layers, messages, strict=True):
+            assert isinstance(layer, GatedLayer)
+            horizontal = layer.along(horizontal, message)
+        logits: Tensor = self.head(horizontal)  # (B, K, h, w)
+        return logits
+
+    def _embedded(self, codes: Tensor) -> Tensor:
+        embedded: Tensor = self.embed(codes)
+        return embedded.movedim(-1, 1)  # (B, D, h, w)
 
 
 def nats(logits: Tensor, codes: Tensor) -> Tensor:
@@ -142,8 +168,9 @@ def draw(
     codes = torch.zeros(len(generators), height, width, dtype=torch.long, device=device)
     for row in range(height):
         seen = cond[:, :, : row + 1] if cond is not None else None
+        above = [message[:, :, row:] for message in network.down(codes[:, : row + 1], seen)]  # once a row
         for column in range(width):
-            logits = network(codes[:, : row + 1], seen)[:, :, row, column]  # (B, K); no row below matters
+            logits = network.along(codes[:, row : row + 1], above)[:, :, 0, column]  # (B, K)
             codes[:, row, column] = pick(logits, uniform[:, row, column].to(device), temperature)
     return codes
 

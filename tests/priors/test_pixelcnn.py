@@ -94,6 +94,18 @@ def test_a_map_drawn_alone_is_that_of_a_batch():
     assert torch.equal(alone[0], together[1]) and not torch.equal(together[0], together[1])
 
 
+@pytest.mark.parametrize(("kernel", "layers"), KERNELS)
+@pytest.mark.parametrize("cond_channels", [0, 2])
+def test_what_is_drawn_row_by_row_is_what_the_whole_network_says(kernel, layers, cond_channels):
+    network = built(7, kernel=kernel, layers=layers, cond_channels=cond_channels).double()
+    for conv in [m for m in network.modules() if isinstance(m, torch.nn.Conv2d)]:
+        conv.weight.data.mul_(3)  # a fresh network says much the same everywhere
+    cond = torch.randn(2, cond_channels, 5, 6).double() if cond_channels else None
+    drawn = draw(network, (5, 6), generators(1, 2), cond=cond, temperature=0)
+    assert len(drawn.unique()) > 3
+    assert torch.equal(drawn, network(drawn, cond).argmax(dim=1))
+
+
 def test_drawing_leaves_the_global_generator_alone():
     network, state = built(), torch.get_rng_state()
     draw(network, (2, 2), generators(1))
