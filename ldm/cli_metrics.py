@@ -5,11 +5,12 @@ from pathlib import Path
 from typing import Any
 
 from ldm.evaluation.general import Sources
+from ldm.evaluation.weights import DOWNLOAD
 
 
 def add_sources(parser: Any) -> None:
-    parser.add_argument("--inception", type=Path, metavar="FILE", help="weights of FID's Inception, or download")
-    parser.add_argument("--lpips", type=Path, metavar="FILE", help="weights of LPIPS' AlexNet, or download")
+    parser.add_argument("--inception", type=Path, metavar="FILE", help=f"weights of FID's Inception, or {DOWNLOAD}")
+    parser.add_argument("--lpips", type=Path, metavar="FILE", help=f"weights of LPIPS' AlexNet, or {DOWNLOAD}")
     parser.add_argument("--clip", default="", metavar="NAME[:TAG]", help="open_clip's model of the CLIP score")
     parser.add_argument("--clip-weights", type=Path, metavar="FILE", help="its weights, in place of the tag's")
     parser.add_argument("--clip-run", type=Path, metavar="RUN", help="a run whose own CLIP gives the CLIP score")
@@ -31,7 +32,7 @@ def read_sources(args: argparse.Namespace) -> Sources:
     if args.clip_weights and not args.clip:
         raise ValueError("--clip-weights are of the model that --clip names; give --clip ViT-B-32 or another")
     for option in ("inception", "lpips", "clip_weights", "clip_run", "reference"):
-        path = getattr(args, option)
-        if path is not None and not path.exists():
+        path, fetched = getattr(args, option), option in ("inception", "lpips")
+        if path is not None and not path.exists() and not (fetched and path == Path(DOWNLOAD)):
             raise ValueError(f"--{option.replace('_', '-')} {path} is not there")
     return Sources(args.inception, args.lpips, args.clip, args.clip_weights, args.clip_run)

@@ -108,11 +108,14 @@ def main() -> None:
     what: dict[str, Any] = {"prompts": counted(prompts, whose)}
     folder, autoencoder = args.model or shipped_model(), None
     general = args.general or sources != Sources() or args.reference is not None
+    alone = not args.images and bool(lone_autoencoder(folder))
+    wanted = ["inception", *["clip"] * (not alone), *["lpips"] * (not args.images)]
+    networks = sources.load(*wanted if general or alone else ())  # before minutes of drawing
     if args.images:
         pictures = read_folder(args.images, len(prompts))
         reference = read_true(args, pictures.shape[1])
         report = score_pictures(prompts, pictures, {"model": str(args.images), **what})
-    elif lone_autoencoder(folder):
+    elif alone:
         autoencoder, run = load_autoencoder(folder, device_of(args.device))
         if not isinstance(run.data, ShapesConfig):
             raise ValueError(
@@ -121,14 +124,14 @@ def main() -> None:
             )
         reference = read_true(args, run.data.size)
         report = score_autoencoder(autoencoder, run, prompts, {**described(folder), **what})
-        report, general = with_autoencoder(report, autoencoder, sources, reference=reference), False
+        report, general = with_autoencoder(report, autoencoder, networks, reference=reference), False
     else:
         model, run = load_model(folder, device_of(args.device)), load(Run, folder / CONFIG)
         autoencoder, reference = model.autoencoder, read_true(args, run.data.size)
         report = of_model(args, model, prompts, what={**described(folder), **what}, run=run, out=out)
     write_report(out, report)
     if general:
-        report = with_general(report, sources, reference=reference, autoencoder=autoencoder)
+        report = with_general(report, networks, reference=reference, autoencoder=autoencoder)
         write_report(out, report)
     tell(report)
     print(f"report: {out / 'report.html'}")

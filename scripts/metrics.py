@@ -87,6 +87,7 @@ def measure_autoencoder(args: argparse.Namespace, folder: Path, sources: Sources
     Raises:
         ValueError: there are fewer than two of them, or held-out ones are wanted and the run's data is not here.
     """
+    networks = sources.load("inception", "lpips")
     autoencoder, run = load_autoencoder(folder, device_of(args.device))
     batch = run.sampling.but(*given_sampling(args)).sample.batch
     notes: list[str] = []
@@ -94,7 +95,7 @@ def measure_autoencoder(args: argparse.Namespace, folder: Path, sources: Sources
         reference = read_reference(args.reference, run.data.size)
     else:
         reference, _, notes = held_out(run, args.count or COUNT, captioned=False)
-    found = of_autoencoder(autoencoder, reference, sources, batch=batch)
+    found = of_autoencoder(autoencoder, reference, networks, batch=batch)
     if not found.tables:
         raise ValueError(found.notes[-1])
     found.notes += notes
@@ -115,6 +116,7 @@ def measure_model(args: argparse.Namespace, sources: Sources, out: Path) -> Foun
     steer, steering = given_steering(args, model, model.sampling)
     asked = captions_and_pictures(args, run)
     check_seed(args.seed or 0, len(asked.captions))
+    networks = sources.load("inception", "clip", "lpips")  # what is named and cannot be had is told before drawing
     draw = Drawer(model, args.seed or 0, args.precision or resolve_precision("auto", model.device), steer)
     pictures = draw(asked.captions, "drawing")
     what = {
@@ -129,7 +131,9 @@ def measure_model(args: argparse.Namespace, sources: Sources, out: Path) -> Foun
     }
     unmeasured = Found(notes=["not measured to the end"])
     write(out, what, unmeasured, asked.captions, pictures)  # so nothing is lost below
-    found = general(pictures, asked.captions, reference=asked.reference, sources=sources, autoencoder=model.autoencoder)
+    found = general(
+        pictures, asked.captions, reference=asked.reference, networks=networks, autoencoder=model.autoencoder
+    )
     found.notes += asked.notes
     write(out, what, found, asked.captions, pictures)
     return found

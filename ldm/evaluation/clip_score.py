@@ -66,7 +66,7 @@ def clip_score(clip: Clip, pictures: Pictures, captions: list[str], *, batch: in
     return {"clip_score": 100 * float(torch.cat(scores).mean()), "clip": clip.name, "pictures": len(pictures)}
 
 
-def load_own_clip(run_folder: Path, device: torch.device | str = "cpu") -> Clip:
+def load_own_clip(run_folder: Path) -> Clip:
     """The CLIP, both towers, that ``scripts/train_clip.py`` trained in ``run_folder``, averaged if it keeps an average.
 
     Raises:
@@ -90,16 +90,14 @@ def load_own_clip(run_folder: Path, device: torch.device | str = "cpu") -> Clip:
         load_weights(model, state / "weights.safetensors")
     transform, length = Transform(run.data.size), run.text.context_length
     return Clip(
-        model.clip.requires_grad_(False).eval().to(device),
+        model.clip.requires_grad_(False).eval(),
         lambda picture: transform(picture, np.random.default_rng(0)),  # a centred cut, which draws nothing that counts
         lambda captions: vocabulary.tokenize(captions, length)[0],
         f"{run_folder}, {state.name}",
     )
 
 
-def load_open_clip(
-    name: str, pretrained: str = "", *, weights: Path | None = None, device: torch.device | str = "cpu"
-) -> Clip:
+def load_open_clip(name: str, pretrained: str = "", *, weights: Path | None = None) -> Clip:
     """open_clip's model ``name`` with the weights of the tag ``pretrained``, or those of a local file in their place.
 
     A tag's weights are downloaded unless they are in the Hub's local cache. The tag, if given too, still settles the
@@ -132,7 +130,7 @@ def load_open_clip(
         )
     preprocess = image_transform_v2(PreprocessCfg(**model.visual.preprocess_cfg), is_train=False)
     stamp = f"{name} {pretrained}".strip() + (f" ({path.name})" if weights else "")
-    return Clip(model.requires_grad_(False).eval().to(device), preprocess, get_tokenizer(name), stamp)
+    return Clip(model.requires_grad_(False).eval(), preprocess, get_tokenizer(name), stamp)
 
 
 def _fetched(name: str, tag: str, place: str) -> Path:

@@ -13,7 +13,7 @@ from ldm.data.latents import Latents
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.evaluation.benchmark import Pictures, ceiling, drawn_by, floor, mark, through, true_pictures
-from ldm.evaluation.general import Found, Sources, general, of_autoencoder
+from ldm.evaluation.general import Found, Networks, general, of_autoencoder
 from ldm.evaluation.likelihood import BOUND_SAMPLES, likelihoods
 from ldm.evaluation.prompts import Prompt
 from ldm.evaluation.report import Report
@@ -107,23 +107,23 @@ def with_held_out(report: Report, model: TextToImage, run: Run, *, likelihood: b
 
 
 def with_general(
-    report: Report, sources: Sources, *, reference: Pictures | None = None, autoencoder: Autoencoder | None = None
+    report: Report, networks: Networks, *, reference: Pictures | None = None, autoencoder: Autoencoder | None = None
 ) -> Report:
     """The report with tables of the general metrics; ``reference`` is true pictures of the prompts if left out."""
     pictures = report.marked.pictures
     if reference is None:
         reference = true_pictures(report.prompts, pictures.shape[1])
     captions = [prompt.text for prompt in report.prompts]
-    return _with(report, general(pictures, captions, reference=reference, sources=sources, autoencoder=autoencoder))
+    return _with(report, general(pictures, captions, reference=reference, networks=networks, autoencoder=autoencoder))
 
 
 def with_autoencoder(
-    report: Report, autoencoder: Autoencoder, sources: Sources, *, reference: Pictures | None = None
+    report: Report, autoencoder: Autoencoder, networks: Networks, *, reference: Pictures | None = None
 ) -> Report:
     """The report with what ``autoencoder`` does to ``reference``, true pictures of the prompts if left out."""
     if reference is None:
         reference = true_pictures(report.prompts, report.marked.pictures.shape[1])
-    return _with(report, of_autoencoder(autoencoder, reference, sources))
+    return _with(report, of_autoencoder(autoencoder, reference, networks))
 
 
 def _with(report: Report, found: Found) -> Report:

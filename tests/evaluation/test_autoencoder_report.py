@@ -2,7 +2,6 @@
 
 import gc
 import json
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,7 +16,7 @@ from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
 from ldm.data.transforms import to_bytes, to_tensor
 from ldm.evaluation.autoencoder import OWN_FIGURES, autoencoder_report
-from ldm.evaluation.general import Found, in_words
+from ldm.evaluation.general import Found, Networks, in_words
 from ldm.evaluation.reconstruction import psnr
 
 CHANNELS = 3
@@ -216,10 +215,12 @@ def test_lpips_and_rfid_compare_what_comes_back_with_the_pictures(pictures: NDAr
 
 def test_the_rfid_is_told_in_words(pictures: NDArray[np.uint8]) -> None:
     found = Found()
-    found.add_autoencoder(build(), pictures, Path("none.pth"), Pooled())
+    networks = Networks(inception=Pooled(), missing={"lpips": "no weights"})
+    found.leave_out(networks, inception="rFID", lpips="LPIPS")
+    found.add_autoencoder(build(), pictures, networks)
     line, note = in_words(found.tables, found.notes)
     assert f"rfid {found.tables['Autoencoder']['rfid']['fid']:.4g}" in line
-    assert note.startswith("note: LPIPS left out: none.pth is not there")
+    assert note == "note: LPIPS left out: no weights"
 
 
 def test_a_perfect_autoencoder_has_no_rfid(pictures: NDArray[np.uint8]) -> None:

@@ -18,6 +18,7 @@ import yaml
 from calls import SCRIPTS, assert_one_line, call
 from conftest import TINY
 from PIL import Image
+from torchvision.models import AlexNet_Weights, alexnet
 
 from ldm.cli import device_of, read_lines
 from ldm.config import from_dict, load
@@ -623,6 +624,7 @@ def test_a_first_stage_is_scored_alone(chain, tmp_path):
         (["--images", "data/prompts.txt"], "data/prompts.txt is not a folder"),
         (["--out", "tests"], "tests holds other files"),
         (["--inception", "none.pth"], "--inception none.pth is not there"),
+        (["--lpips", "README.md"], "README.md"),
         (["--prompts", "data/prompts.txt", "--prompts-per-category", 3], "leave out --prompts-per-category"),
         (["--prompts", "data/prompts.txt", "--prompt-seed", 3], "leave out --prompt-seed"),
         (["--prompt-seed", -1], "--prompt-seed -1 is not a number from 0"),
@@ -717,6 +719,18 @@ def test_a_first_stage_of_own_pictures_is_measured_on_its_held_out_ones(own_run,
         assert f"note: {name} left out" in printed and option in printed
 
 
+def test_weights_named_download_are_those_of_the_cache_once_they_are_there(own_run, tmp_path, monkeypatch):
+    monkeypatch.setenv("TORCH_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "checkpoints" / AlexNet_Weights.DEFAULT.url.rpartition("/")[2]
+    cached.parent.mkdir(parents=True)
+    torch.save({name: t for name, t in alexnet().state_dict().items() if name.startswith("features")}, cached)
+    options = ("--count", 3, "--lpips", "download", "--out", tmp_path / "found")
+    status, printed, errors = call("metrics.py", own_run / "autoencoder", *options)
+    assert status == 0, errors
+    assert json.loads((tmp_path / "found" / "figures.json").read_text())["tables"]["Autoencoder"]["lpips"] > 0
+    assert "LPIPS left out" not in printed
+
+
 def test_a_run_without_a_model_is_measured_by_its_autoencoder_on_pictures_that_are_named(own_run, tmp_path):
     options = ("--reference", SCRIPTS.parent / "data" / "sample", "--batch", 16, "--out", tmp_path / "found")
     status, _, errors = call("metrics.py", own_run, *options)
@@ -787,6 +801,8 @@ def test_a_folder_that_is_not_there_is_told_so(script, tmp_path):
         (["--reference", "none"], "--reference none is not there"),
         (["--reference", "tests"], "tests holds no pictures"),
         (["--clip-weights", "README.md"], "--clip-weights are of the model that --clip names"),
+        (["--clip", "ViT-B32:openai"], "open_clip has no model 'ViT-B32'"),
+        (["--clip-run", "data"], "has no whole checkpoint; train a CLIP"),
         (["--seed", -1], "--seed -1 is not a number"),
         (["--out", "tests"], "tests holds other files"),
         (["--out", "ldm/assets/shapes64"], "holds other files, which a report would replace"),
