@@ -18,6 +18,7 @@ from ldm.files import make_writable
 from ldm.folders import load_classifier, load_model
 from ldm.memory import keep_freed, ran_out
 from ldm.pipeline import DTYPES, Steer, TextToImage
+from ldm.ranks import is_first_process
 from ldm.run import Run
 from ldm.samplers import SAMPLERS
 from ldm.samplers.ddim import DDPMConfig
@@ -232,7 +233,7 @@ def run_script(
         if args.dry_run:
             with TemporaryDirectory(prefix="ldm-dry-run-") as scratch:
                 call(run, device, Start(scratch=Path(scratch)))
-            print("a dry run: nothing was written")
+            print(f"a dry run: nothing was written to {run.out}")
         else:
             print(f"written to {call(run, device, Start(resume_changed=resumes and args.resume_changed))}")
 
@@ -248,7 +249,7 @@ def check_picture(out: Path, endings: tuple[str, ...] = (".png", ".jpg", ".jpeg"
 def only_first_prints() -> Iterator[None]:
     """What all processes print alike only the first prints; torchrun tells each its RANK. All tell of their errors."""
     with ExitStack() as stack:
-        if os.environ.get("RANK", "0") != "0":
+        if not is_first_process():
             stack.enter_context(redirect_stdout(stack.enter_context(Path(os.devnull).open("w"))))
         yield
 

@@ -141,6 +141,11 @@ def _leftovers(parent: Path, names: str, kind: str) -> list[Path]:
     return sorted(parent.glob(f".{names}.[0-9]*.{kind}"))
 
 
+def nearest_there(folder: Path) -> Path:
+    """``folder``, or the nearest above it that is there."""
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+
+
 def make_writable(folder: Path) -> None:
     """Make ``folder`` where it is not there; OSError where it takes no file of ``PROBE`` bytes."""
     try:

@@ -1,10 +1,18 @@
 """What a batch is over several processes that train together: sums, means and vectors of all of them.
 
-Each of these waits for every process, so all must call it alike. With one process it gives back what it is given.
+Each of these waits for every process, so all must call it alike, but for ``is_first_process``. With one process it
+gives back what it is given.
 """
+
+import os
 
 import torch
 from torch import Tensor, distributed
+
+
+def is_first_process() -> bool:
+    """Whether this is the process that speaks for all; torchrun tells each its RANK before they know of each other."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def sum_over_ranks(x: Tensor) -> Tensor:

@@ -111,7 +111,7 @@ class Run(Sampling):
         return Sampling(self.sampler, self.grid, self.guidance, self.sample)
 
     def check_autoencoder(self) -> None:
-        """Raise ValueError where a setting would do nothing in the training of a first stage.
+        """Raise ValueError where the training of a first stage would not be what its settings ask for.
 
         Not on loading: what was trained with such a setting is as good as any.
         """
@@ -181,10 +181,11 @@ class Run(Sampling):
             raise ValueError("sampler.variance=learned asks for what no network says without process.learned_variance")
         if self.reconstruction.bernoulli and not self.autoencoder.bounded:
             raise ValueError("reconstruction.bernoulli wants pictures inside (-1, 1); set autoencoder.bounded=true")
-        try:
-            self.adversarial.check(self.data.size)
-        except ValueError as error:
-            raise ValueError(f"adversarial: {error}") from error
+        for name, losses in (("reconstruction", self.reconstruction), ("adversarial", self.adversarial)):
+            try:
+                losses.check(self.data.size)
+            except ValueError as error:
+                raise ValueError(f"{name}: {error}") from error
         try:
             self.grid(schedule, self.sample.steps)
         except ValueError as error:

@@ -24,9 +24,10 @@ from ldm.cli import DEVICE_HELP, check_seed, device_of, one_line_errors
 from ldm.data import pictures_of
 from ldm.data.loader import first_batches
 from ldm.data.transforms import Transform, read_picture
+from ldm.files import make_writable, nearest_there
 from ldm.folders import load_autoencoder, load_prior, shipped_model
 from ldm.metadata import next_number, save_numbered
-from ldm.pictures import grid
+from ldm.pictures import above, grid
 from ldm.run import Run
 from ldm.samplers import ImageNoise
 
@@ -58,7 +59,11 @@ class Stage:
         try:
             data = pictures_of(replace(self.run.data, size=self.size), "val")
         except (ValueError, OSError) as error:
-            raise ValueError(f"the run's own pictures are not here ({error}); give --images") from error
+            if self.args.what == "traversals":
+                way_out = "what each latent says is measured on them; put them where data.path says"
+            else:
+                way_out = "give --images"
+            raise ValueError(f"the run's own pictures are not here ({error}); {way_out}") from error
         image = torch.cat([batch.image for batch in first_batches(data, AT_ONCE, count)])
         return image.to(self.autoencoder.mean.device)
 
@@ -126,11 +131,17 @@ def main() -> None:
     if args.size is not None and args.size < 1:
         raise ValueError(f"--size {args.size} is not at least 1; leave it out for that of the run")
     check_seed(args.seed, args.count)
+    make_writable(nearest_there(args.outdir))  # the folder itself is made when there is something for it
     given = args.model or shipped_model()
     folder = given / "autoencoder" if (given / "autoencoder").is_dir() else given
     autoencoder, run = load_autoencoder(folder, device_of(args.device))
     beside = [place / "prior" for place in (folder.parent, folder.parent.parent)]  # of a run, of a run's model
+    if args.tile:
+        autoencoder.tile_side(args.tile)
     stage = Stage(autoencoder, run, next((path for path in beside if path.is_dir()), beside[0]), args)
+    if stage.size % autoencoder.factor:
+        fitting = max(1, stage.size // autoencoder.factor) * autoencoder.factor
+        raise ValueError(f"--size {stage.size} is not a multiple of {autoencoder.factor}; try {fitting}")
     show = {
         "reconstructions": reconstructions,
         "samples": samples,
@@ -146,18 +157,12 @@ def main() -> None:
 def reconstructions(stage: Stage) -> Iterator[Tensor]:
     """A row of pictures, a row of what comes back, and so on."""
     image = stage.pictures(stage.args.count)
-    for row, back in zip(image.split(COLUMNS), stage.decode(stage.encode(image)).split(COLUMNS), strict=True):
-        blank = row.new_ones(COLUMNS - len(row), *row.shape[1:])
-        yield from (row, blank, back, blank)
+    yield above(image, stage.decode(stage.encode(image)), COLUMNS)
 
 
 def samples(stage: Stage) -> Iterator[Tensor]:
     """Pictures of the seeds that count up from the first."""
-    args, factor = stage.args, stage.autoencoder.factor
-    pixels = stage.size
-    if pixels < factor or pixels % factor:
-        raise ValueError(f"--size {pixels} is not a multiple of {factor}; try {max(factor, pixels // factor * factor)}")
-    size = pixels // factor
+    args, size = stage.args, stage.size // stage.autoencoder.factor
     seeds = list(range(args.seed, args.seed + args.count))
     if not 0 <= args.temperature < float("inf"):
         raise ValueError(f"--temperature {args.temperature} is not a finite number of at least 0; try 0.8")

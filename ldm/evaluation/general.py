@@ -13,7 +13,7 @@ from ldm.evaluation.autoencoder import autoencoder_report
 from ldm.evaluation.benchmark import AT_ONCE, Pictures, shuffled
 from ldm.evaluation.clip_score import Clip, clip_score, load_open_clip, load_own_clip
 from ldm.evaluation.distances import Inception, distances, features
-from ldm.evaluation.reconstruction import Lpips
+from ldm.evaluation.reconstruction import LPIPS_SIDE, Lpips
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,13 @@ class Found:
     ) -> None:
         """A table of what ``autoencoder`` does to ``reference``."""
 
+        lpips, side = networks.lpips, reference.shape[1]
+        if lpips is not None and side < LPIPS_SIDE:
+            self.notes.append(f"LPIPS left out: pictures of {side} pixels, and it needs {LPIPS_SIDE}")
+            lpips = None
+
         def measure() -> Figures:
-            report = autoencoder_report(
-                autoencoder, reference, lpips=networks.lpips, inception=networks.inception, batch=batch
-            )
+            report = autoencoder_report(autoencoder, reference, lpips=lpips, inception=networks.inception, batch=batch)
             figures = report.figures()
             own: Figures = figures.pop("bottleneck")
             return {**figures, **own}

@@ -10,12 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ldm.autoencoders.losses.reconstruction import BACKBONES, LPIPS_SIDE
 from ldm.config import nearest
 from ldm.evaluation.weights import eval_extra, find_weights, fitting
 from ldm.text.weights import read_weights
-
-BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS, by torchvision's name
-LPIPS_SIDE = 32  # pixels; AlexNet's pooling leaves nothing of much smaller ones
 
 
 def psnr(images: Tensor, reference: Tensor) -> Tensor:

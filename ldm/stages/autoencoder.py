@@ -25,6 +25,7 @@ from ldm.stages.stage import own_folder, resumes, run_training
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.engine import processes
+from ldm.training.preflight import check_disk, in_bytes
 from ldm.training.start import DECODER_ALONE, PLAIN, Start
 
 
@@ -40,6 +41,10 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
         start_autoencoder(run, network)
     if run.decoder_only:
         network.freeze_latents()
+        if start.scratch and is_model(Path(run.base)):
+            size = sum(path.stat().st_size for path in Path(run.base).rglob("*") if path.is_file())
+            print(f"{run.out}/model, the base with this decoder, would take about {in_bytes(size)} besides")
+            check_disk(size, Path(run.out), "the model with its decoder", "free some")
     data = pictures_of(run.data, "train"), pictures_of(run.data, "val")
 
     def save(net: Autoencoder) -> None:

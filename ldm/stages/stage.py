@@ -81,5 +81,5 @@ def taken_first(what: str, data: Any, pictures: int, config: TrainConfig, start:
         raise ValueError(f"a stream has no first pictures, of which {what} could be kept; use data.name=shards")
     if not start.scratch:
         return pictures
-    print(f"a run would first take {what} of {pictures} pictures, which is not in the time below")
+    print(f"a run would first take {what} of {min(pictures, len(data))} pictures, which is not in the time below")
     return min(pictures, config.batch * config.accumulate)

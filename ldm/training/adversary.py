@@ -39,6 +39,11 @@ class Adversary:
         )
         self._shown: tuple[int, Tensor, Tensor] | None = None  # step, images, reconstructions
 
+    @property
+    def period(self) -> int:
+        """Every so many steps the gradient is penalised, where it is."""
+        return self.settings.r1_every if self.settings.r1 else 1
+
     def joined(
         self, step: int, image: Tensor, decoded: Tensor, reconstruction: Tensor, last: Tensor
     ) -> tuple[Tensor, dict[str, Tensor]]:
@@ -66,7 +71,7 @@ class Adversary:
         if self._shown is None:
             return None
         (step, image, decoded), self._shown = self._shown, None
-        penalised = self.settings.r1 > 0 and (step + 1) % self.settings.r1_every == 0
+        penalised = self.settings.r1 > 0 and (step + 1) % self.period == 0
         image = image.detach().requires_grad_(penalised)
         # both at once: wrapped for several processes, a network is called once before it goes backwards
         real, fake = network(torch.cat([image, decoded])).float().chunk(2)  # (B, 1, h, w)
@@ -74,7 +79,7 @@ class Adversary:
         figures = {"discriminator": total.detach(), "real": real.detach().mean(), "decoded": fake.detach().mean()}
         if penalised:
             penalty = gradient_penalty(image, real)
-            total = total + self.settings.r1 * self.settings.r1_every * penalty
+            total = total + self.settings.r1 * self.period * penalty
             figures["r1"] = penalty.detach()
         return total, figures
 

@@ -14,13 +14,14 @@ from ldm.autoencoders import Autoencoder, ReconstructionConfig, RobustnessConfig
 from ldm.autoencoders.penalties import contraction
 from ldm.data.loader import first_batches
 from ldm.evaluation.reconstruction import Lpips
-from ldm.pictures import grid
+from ldm.pictures import above, grid
 from ldm.training.adversary import Adversary
 from ldm.training.optim import TrainConfig
 from ldm.training.task import DataTask, Loss
 from ldm.types import Batch
 
 MEASURED = 2_048  # images over which the latents' mean and std are taken
+SHOWN, COLUMNS = 16, 8  # pictures of a sample grid
 
 
 class AutoencoderTask(DataTask):
@@ -75,12 +76,12 @@ class AutoencoderTask(DataTask):
         return {"psnr": 10 * log10(4 * count / max(l2, 1e-12)), "l1": l1 / count}
 
     def sample(self, network: nn.Module, picture: Path) -> None:
-        """Originals in the upper rows, reconstructions below them."""
+        """Rows of originals, and below each row what comes back."""
         assert isinstance(network, Autoencoder)
-        image = self.held_out[0].image[:16].to(self.device)
-        decoded = network.decode(network.encode(image))
-        pairs = torch.cat([part for rows in zip(image.split(8), decoded.split(8), strict=True) for part in rows])
-        grid(pairs, columns=8, path=picture)
+        few = self.held_out[: -(-SHOWN // self.config.batch)]
+        decoded = [network.decode(network.encode(batch.image.to(self.device))).cpu() for batch in few]
+        image = torch.cat([batch.image for batch in few])
+        grid(above(image[:SHOWN], torch.cat(decoded)[:SHOWN], COLUMNS), columns=COLUMNS, path=picture)
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Save with the latents' mean and std over some thousand training images in the weights.

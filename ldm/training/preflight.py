@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from math import inf
 from pathlib import Path
 from shutil import disk_usage
+from typing import Any
 
 import psutil
 import torch
@@ -15,6 +16,7 @@ from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from ldm.autoencoders import Autoencoder
+from ldm.files import nearest_there
 from ldm.folders import SCALE
 from ldm.memory import ran_out
 from ldm.training.engine import any_rank
@@ -64,15 +66,16 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device:
     with told_if_memory_runs_out(free if device.type == "cpu" else None):
         trainer = make(scratch / "training")
         task, config, engine = trainer.task, trainer.config, trainer.accelerator
-        trainer.step = config.steps - 1  # a term that joins later has joined by then
-        batches = task.batches(trainer.step * config.accumulate, engine.process_index, engine.num_processes)
-        flops = _flops(trainer, next(batches))
+        period = trainer.rival.period if trainer.rival is not None else 1
+        period = 1 if period > config.steps else period
+        dearest = config.steps // period * period - 1  # a term that joins later has joined by then
+        batches = task.batches(dearest * config.accumulate, engine.process_index, engine.num_processes)
+        flops = _mean(period, *(_flops(trainer, next(batches), step) for step in (dearest, dearest - 1)[:period]))
+        trainer.step = dearest
         trainer.train_step(batches)
-        steps, began = 0, time.perf_counter()
-        while steps < TIMED[0] or (steps < TIMED[1] and any_rank(engine, time.perf_counter() - began < ENOUGH)):
-            trainer.train_step(batches)
-            steps += 1
-        seconds = (time.perf_counter() - began) / steps  # a step reads its gradient's norm: none is still under way
+        usual = _seconds(trainer, batches, min(TIMED[1], period - 1) or TIMED[1])
+        trainer.step = dearest
+        seconds = usual if period == 1 else _mean(period, _seconds(trainer, batches, 1), usual)
     images = config.batch * config.accumulate
     parameters = [parameter for learner in trainer.learners for parameter in learner.network.parameters()]
     exported = [sum(map(_in_half, modules)) for modules in task.exports()]
@@ -84,20 +87,20 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device:
         task.name,
         sum(p.numel() for p in parameters),
         sum(p.numel() for p in parameters if p.requires_grad),
-        flops // config.batch,
+        round(flops) // config.batch,
         _peak_memory(device),
         free,
         images * engine.num_processes / seconds,
         seconds * config.steps,
         state,
         disk,
-        disk_usage(_there(out)).free,
+        disk_usage(nearest_there(out)).free,
     )
 
 
 def check_disk(needed: int, out: Path, what: str, way_out: str) -> None:
     """Raise ValueError where the disk of ``out``, which need not be there yet, has fewer bytes free than ``needed``."""
-    free = disk_usage(_there(out)).free
+    free = disk_usage(nearest_there(out)).free
     if needed > free:
         raise ValueError(
             f"{what} takes {in_bytes(needed)} of disk and {out} has {in_bytes(free)} free: {way_out}, or another out="
@@ -175,11 +178,30 @@ def _peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _flops(trainer: Trainer, batch: object) -> int:
-    """Of a forward and a backward pass over ``batch``, without the loop's wrappers."""
+def _mean(period: int, dearest: float, usual: float | None = None) -> float:
+    """Of steps of which one in ``period`` is ``dearest`` and the others, where there are any, are ``usual``."""
+    return dearest if usual is None else usual + (dearest - usual) / period
+
+
+def _seconds(trainer: Trainer, batches: Iterator[Any], most: int) -> float:
+    """Of a step, over ``most`` of them or as many as take long enough. None is under way at the end.
+
+    For a step reads its gradient's norm.
+    """
+    steps, began = 0, time.perf_counter()
+    while steps < min(TIMED[0], most) or (
+        steps < most and any_rank(trainer.accelerator, time.perf_counter() - began < ENOUGH)
+    ):
+        trainer.train_step(batches)
+        steps += 1
+    return (time.perf_counter() - began) / steps
+
+
+def _flops(trainer: Trainer, batch: object, step: int) -> int:
+    """Of a forward and a backward pass over ``batch`` at ``step``, without the loop's wrappers."""
     networks = [learner.network for learner in trainer.learners]
     with FlopCounterMode(display=False) as counter:
-        torch.stack(trainer.rerun(networks, MicroStep(batch, 0, trainer.step))).sum().backward()
+        torch.stack(trainer.rerun(networks, MicroStep(batch, 0, step))).sum().backward()
     for network in networks:
         network.zero_grad(set_to_none=True)
     return counter.get_total_flops()
@@ -192,11 +214,6 @@ def _in_half(network: nn.Module) -> int:
         value.numel() * (2 if value.is_floating_point() and key not in whole else value.element_size())
         for key, value in network.state_dict().items()
     )
-
-
-def _there(folder: Path) -> Path:
-    """``folder``, or the nearest above it that is there."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
 
 
 def in_bytes(size: float) -> str:

@@ -100,6 +100,11 @@ class Rival(Protocol):
         """How it is optimized; its steps, batches and precision are the task's."""
         ...
 
+    @property
+    def period(self) -> int:
+        """Every so many steps, those whose number counted from 1 it divides, its loss has all of its terms."""
+        ...
+
     def loss(self, network: nn.Module) -> Loss | None:
         """Its mean loss over the batch that the task's loss was just computed on; None where there is none yet."""
         ...

@@ -15,6 +15,7 @@ from ldm.data.loader import first_batches
 from ldm.diffusion.loss import DenoisingLoss, loss
 from ldm.diffusion.times import TIMES, evenly_spread
 from ldm.pictures import grid
+from ldm.ranks import is_first_process
 from ldm.text.clip import ClipText
 from ldm.text.picture import ClipPicture
 from ldm.training.denoiser import text_told
@@ -56,7 +57,8 @@ def embeddings_of(picture: ClipPicture, pictures: Any, count: int, config: Train
     loaded = first_batches(pictures, config.batch, count, workers=config.workers)
     device = next(picture.parameters()).device
     embeddings, captions = [], []
-    for batch in tqdm(loaded, desc="embeddings", total=-(-count // config.batch), unit="batch", dynamic_ncols=True):
+    total, silent = -(-count // config.batch), not is_first_process()
+    for batch in tqdm(loaded, desc="embeddings", total=total, unit="batch", dynamic_ncols=True, disable=silent):
         embeddings.append(picture(batch.image.to(device)).cpu())
         captions += batch.captions
     return EmbeddingDataset(torch.cat(embeddings), captions)

@@ -223,6 +223,13 @@ def test_the_rfid_is_told_in_words(pictures: NDArray[np.uint8]) -> None:
     assert note == "note: LPIPS left out: no weights"
 
 
+def test_pictures_too_small_for_lpips_lose_that_alone(pictures: NDArray[np.uint8]) -> None:
+    found = Found()
+    found.add_autoencoder(build(), pictures[:, :16, :16], Networks(lpips=Pooled()))
+    assert found.tables["Autoencoder"]["psnr"] > 0
+    assert found.notes == ["LPIPS left out: pictures of 16 pixels, and it needs 32"]
+
+
 def test_a_perfect_autoencoder_has_no_rfid(pictures: NDArray[np.uint8]) -> None:
     class Copy(Autoencoder):
         def encode(self, image: Tensor) -> Tensor:

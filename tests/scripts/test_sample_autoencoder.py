@@ -9,6 +9,7 @@ from conftest import TINY
 from PIL import Image
 
 from ldm.autoencoders import Autoencoder
+from ldm.priors import CodePrior
 
 ROW, SIDE = 66, 64  # pixels of a row of a grid, and of a picture
 
@@ -130,6 +131,7 @@ def test_pictures_of_ones_own_are_cut_and_scaled_and_large_ones_go_in_tiles(tmp_
         ("--tile 8", "tile 8 is too small"),
         ("--size 72", "72 is not a multiple of 16"),
         ("--what samples --size 70", "--size 70 is not a multiple of 4; try 68"),
+        ("--size 70", "--size 70 is not a multiple of 4; try 68"),
         ("--what samples --size 2", "--size 2 is not a multiple of 4; try 4"),
         ("--images a.png --size 0", "--size 0 is not at least 1"),
         ("--device abacus", "--device abacus"),
@@ -152,6 +154,31 @@ def test_what_a_first_stage_cannot_show_is_told(coded, tmp_path):
         told(coded, "samples", "train a prior of the codes with scripts/train_prior.py")
     finally:
         (tmp_path / "prior").rename(coded / "prior")
+
+
+def test_what_can_be_told_beforehand_is_told_before_the_prior_draws(coded, tmp_path, monkeypatch):
+    monkeypatch.setattr(CodePrior, "draw", lambda *_, **__: pytest.fail("it drew"))
+    (tmp_path / "file").touch()
+    for more, says in (
+        (("--tile", 8, "--out", tmp_path), "tile 8 is too small"),
+        (("--out", tmp_path / "file" / "grids"), f"{tmp_path / 'file'} takes no file"),
+    ):
+        assert_one_line(call("sample_autoencoder.py", coded, "--what", "samples", *more), says)
+
+
+def test_traversals_of_ones_own_picture_need_the_runs_own_for_their_measure(tmp_path):
+    """And so it is no way out to give pictures."""
+    settings = [setting for setting in TINY if not setting.startswith("data.")]
+    pictures = tmp_path / "pictures"
+    pictures.mkdir()
+    for i in range(4):
+        Image.effect_noise((32, 32), 64).convert("RGB").save(pictures / f"{i}.png")
+    data = ("data.name=folder", f"data.path={pictures}", "data.size=32", "data.val_share=0.5")
+    status, _, errors = call("train_autoencoder.py", *settings, *data, f"out={tmp_path / 'run'}")
+    assert status == 0, errors
+    pictures.rename(tmp_path / "elsewhere")
+    own = ("--what", "traversals", "--images", tmp_path / "elsewhere" / "0.png", "--out", tmp_path / "out")
+    assert_one_line(call("sample_autoencoder.py", tmp_path / "run", *own), "is measured on them; put them where")
 
 
 def test_a_prior_for_a_first_stage_without_codes_is_refused_in_one_line(tmp_path):

@@ -1,6 +1,7 @@
 """The first stage against a discriminator: who moves whom, the same over two processes, and exact going on."""
 
 import json
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -269,6 +270,26 @@ def test_a_run_stops_after_many_bad_steps_in_a_row_and_names_the_module_of_eithe
     with pytest.raises(FloatingPointError, match=told):
         made.run()
     assert [line["skipped"] for line in read(tmp_path / "log.jsonl") if "skipped" in line] == [*range(1, 21)]
+
+
+def test_a_dry_run_counts_a_penalty_of_every_few_steps_at_its_share_and_meets_it(tmp_path, monkeypatch):
+    def flops(**options):
+        made = task(start=0, **options)
+        trainer = partial(Trainer, made, made.config, described="", made_from={}, device=CPU, rival=made.adversary)
+        return preflight(trainer, tmp_path / str(options), tmp_path, CPU).flops
+
+    penalised, loss = [], Adversary.loss
+
+    def watched(self, network):
+        found = loss(self, network)
+        penalised.append("r1" in found[1])
+        return found
+
+    without, each = flops(r1=0.0), flops(r1=1.0, r1_every=1)
+    monkeypatch.setattr(Adversary, "loss", watched)
+    assert flops(r1=1.0, r1_every=4) == pytest.approx(without + (each - without) / 4, abs=1)
+    # two that are counted, one before the clock, the usual ones and the dearest by the clock
+    assert penalised == [True, False, True, False, False, False, True]
 
 
 def test_a_dry_run_counts_both_networks_though_the_rival_joins_later(tmp_path):

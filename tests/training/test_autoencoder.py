@@ -4,8 +4,10 @@ from dataclasses import replace
 from math import log10
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from torch.distributions import Bernoulli, Laplace, Normal, kl_divergence
 from torchvision.models import squeezenet1_1
@@ -21,6 +23,7 @@ from ldm.autoencoders import (
 from ldm.config import load
 from ldm.data.loader import first_batches
 from ldm.data.shapes import ShapesConfig
+from ldm.data.transforms import to_tensor
 from ldm.evaluation.weights import MissingWeights
 from ldm.files import read_tensors
 from ldm.folders import load_autoencoder, save_autoencoder
@@ -71,6 +74,24 @@ def test_only_training_sees_corrupted_images():
     clean, corrupting = task(), task(robustness=RobustnessConfig(noise=1.0, mask=0.5, contractive=1.0))
     corrupting.network.load_state_dict(clean.network.state_dict())
     assert corrupting.validate(corrupting.network) == clean.validate(clean.network)
+
+
+@pytest.mark.parametrize("size", [6, 4, 20])
+def test_the_sample_grid_has_sixteen_pictures_and_what_comes_back_below_each(size, tmp_path):
+    made = task()
+    made.val, made.config = ShapesConfig(size=16, length=800).build("val"), replace(made.config, batch=size)
+    made.config.validate_samples = 40
+    made.sample(made.network, tmp_path / "grid.png")
+    with Image.open(tmp_path / "grid.png") as image:
+        sheet = to_tensor(np.asarray(image))  # (3, H, W)
+    assert sheet.shape == (3, 4 * 18 + 2, 8 * 18 + 2)
+    shown = torch.cat([batch.image for batch in first_batches(made.val, size, 16)])[:16]
+    for i, picture in enumerate(shown):
+        row, column = divmod(i, 8)
+        for below, wanted in ((0, picture), (1, made.network.decode(made.network.encode(picture[None]))[0])):
+            top, left = 2 + 18 * (2 * row + below), 2 + 18 * column
+            found = sheet[:, top : top + 16, left : left + 16]
+            torch.testing.assert_close(found, wanted.detach().clamp(-1, 1), atol=0.02, rtol=0)
 
 
 @pytest.fixture

@@ -51,7 +51,7 @@ def test_a_dry_run_tells_what_the_run_takes_and_leaves_nothing_behind(command, t
         status, said = process.ended()
     assert status == 0, said
     assert contents(tmp_path / "run") == before and not list((tmp_path / "tmp").glob("ldm-*"))
-    assert said.rstrip().endswith("a dry run: nothing was written")
+    assert said.rstrip().endswith(f"a dry run: nothing was written to {tmp_path / 'run'}")
     if script in ("train_ldm.py", "cache_latents.py"):
         assert re.search(r"the latent cache would take about [\d.]+ kB and \d+ s \(from 8 of 64\)", said)
     if script != "cache_latents.py":

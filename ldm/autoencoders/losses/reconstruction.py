@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Laplace, Normal
 from torch.nn import functional as F
 
-from ldm.autoencoders.losses.structure import ms_ssim
+from ldm.autoencoders.losses.structure import WINDOW, ms_ssim
+from ldm.config import nearest
 
 Term = Callable[[Tensor, Tensor], Tensor]  # x, y -> ()
 
+BACKBONES = {"alex": "alexnet", "vgg": "vgg16", "squeeze": "squeezenet1_1"}  # of LPIPS, by torchvision's name
+LPIPS_SIDE = 32  # pixels; AlexNet's pooling leaves nothing of much smaller ones
 WEIGHTS = ("l1", "l2", "lpips", "ms_ssim", "gaussian", "laplace", "bernoulli")
 
 
@@ -42,6 +45,15 @@ class ReconstructionConfig:
             raise ValueError(f"weights {weights} must be finite, at least 0 and not all 0; try l1=1")
         if not 0 < self.scale < float("inf"):
             raise ValueError(f"scale {self.scale} is not a positive number; try scale=0.1")
+        if self.lpips_backbone not in BACKBONES:
+            known = nearest(self.lpips_backbone, list(BACKBONES))
+            raise ValueError(f"LPIPS has no backbone '{self.lpips_backbone}'; {known}")
+
+    def check(self, size: int) -> None:
+        """Raise ValueError where images of ``size`` pixels are too small for a term that has a weight."""
+        for name, least in (("lpips", LPIPS_SIDE), ("ms_ssim", WINDOW)):
+            if getattr(self, name) and size < least:
+                raise ValueError(f"{name} needs images of {least} pixels, and these have {size}; set {name}=0")
 
     def build(self, lpips: nn.Module | None = None) -> "ReconstructionLoss":
         """The loss; ``lpips`` gives distances (B,) of images, and must be there where it has a weight."""

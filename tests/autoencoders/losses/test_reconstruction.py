@@ -156,6 +156,25 @@ def test_bernoulli_asks_for_a_bounded_decoder():
     load(Run, None, ["reconstruction.bernoulli=1", "autoencoder.bounded=true"])
 
 
+@pytest.mark.parametrize(("weights", "least"), [({"lpips": 1.0}, 32), ({"ms_ssim": 0.2}, 11)])
+def test_images_too_small_for_a_term_are_told_before_anything_is_loaded(weights, least):
+    config = ReconstructionConfig(**weights)
+    config.check(least)
+    ReconstructionConfig().check(4)
+    with pytest.raises(ValueError, match=f"needs images of {least} pixels, and these have {least - 1}; set"):
+        config.check(least - 1)
+
+
+def test_a_run_whose_pictures_are_too_small_for_a_term_is_refused():
+    with pytest.raises(ValueError, match="reconstruction: lpips needs images of 32 pixels, and these have 16"):
+        load(Run, None, ["data.size=16", "reconstruction.lpips=1"])
+
+
+def test_a_misspelt_backbone_is_told_even_where_it_has_no_weight():
+    with pytest.raises(ValueError, match="LPIPS has no backbone 'vgx'; did you mean 'vgg'"):
+        ReconstructionConfig(lpips_backbone="vgx")
+
+
 def test_lpips_is_not_weighed_without_its_network():
     with pytest.raises(ValueError, match="lpips 1.0 is a weight of a network that is not given"):
         ReconstructionConfig(lpips=1.0).build()
