@@ -99,6 +99,7 @@ def _encode_into(
         with torch.inference_mode():
             return autoencoder.encode(images.to(device))
 
-    samples = first_batches(data, run.cache.batch, count, workers=run.train_ldm.workers)
-    bar = tqdm(samples, desc="latents", total=-(-count // run.cache.batch), unit="batch", dynamic_ncols=True)
+    batch = run.cache.at_once(run.data.size)
+    samples = first_batches(data, batch, count, workers=run.train_ldm.workers)
+    bar = tqdm(samples, desc="latents", total=-(-count // batch), unit="batch", dynamic_ncols=True)
     write_cache(folder, iter(bar), encode, text, made_from, run.cache)

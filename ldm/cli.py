@@ -45,7 +45,7 @@ DRAWING = (  # options of how to draw and of what else steers, but for the devic
 EXAMPLES = """
 values of the configuration are set by key=value after the options:
   python scripts/{script} train_{stage}.steps=2000 train_{stage}.batch=32 out=runs/mine
-  python scripts/{script} --config configs/folder256.yaml data.path=~/pictures
+  python scripts/{script} --config {example}
 --print-config shows every key with its value.
 """
 
@@ -202,16 +202,17 @@ def run_script(
     description: str,
     call: Callable[[Run, torch.device, Start], object],
     *,
+    example: str = "configs/folder256.yaml data.path=~/pictures",
     resumes: bool = True,
 ) -> None:
     """Parse the options of a training script, then ``call`` it with the run, the device and what else was asked.
 
-    One that ``resumes`` has checkpoints to go on from.
+    One that ``resumes`` has checkpoints to go on from; ``example`` is a configuration of its help.
     """
     parser = argparse.ArgumentParser(
         prog=f"python scripts/{script}",
         description=description,
-        epilog=EXAMPLES.format(script=script, stage=stage),
+        epilog=EXAMPLES.format(script=script, stage=stage, example=example),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("overrides", nargs="*", metavar="key=value", help="a value of the configuration")
@@ -277,7 +278,7 @@ def one_line_errors() -> Iterator[None]:
     except (RuntimeError, MemoryError) as error:
         if not (words := ran_out(error)):
             raise
-        way_out = "a smaller batch (of a training with more accumulate), or of large pictures a smaller tile"
+        way_out = "a smaller batch (of a training with more accumulate, of its latents cache.batch), or a smaller tile"
         print(f"error: memory ran out ({words}); try {way_out}", file=sys.stderr)
         sys.exit(2)
 

@@ -1,6 +1,7 @@
 """Read a data set before any training, and say what is in it, what is wrong with it, and what its latents will take.
 
     python scripts/check_data.py data/sample
+    python scripts/check_data.py ~/pictures --config configs/folder256.yaml
     python scripts/check_data.py "shards/*.tar" --size 256 --ranks 8 --workers 4 --json check.json
 
 PATH is a folder of pictures with captions, a folder of .tar files, or a pattern of them. Nothing is written there.
@@ -17,12 +18,18 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
+from ldm.autoencoders import Autoencoder
 from ldm.cli import DEVICE_HELP, device_of, one_line_errors
+from ldm.config import load
 from ldm.data.check import Inspection, TextSizes, images_per_second
 from ldm.data.check_page import page
 from ldm.data.samples import SplitOptions
 from ldm.data.stored import find_stored
 from ldm.folders import load_autoencoder, load_text, shipped_model
+from ldm.run import Run
+from ldm.stages.frozen import frozen_autoencoder, frozen_text
+from ldm.text.clip import named_architecture
+from ldm.text.vocabulary import Vocabulary
 
 
 def parse() -> argparse.Namespace:
@@ -32,6 +39,9 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--max-broken", type=float, default=0.1, help="share of broken pictures still fit; %(default)s")
     parser.add_argument("--ranks", type=int, default=1, help="processes that will train; %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="loader workers of each; %(default)s")
+    parser.add_argument("--no-captions", action="store_true", help="for a first stage or a prior, which read none")
+    config = "what will be trained, for its size, autoencoder and text encoder, trained yet or not"
+    parser.add_argument("--config", type=Path, metavar="FILE", help=config)
     model = "a model folder, or a run's, for its autoencoder and text encoder; the shipped model if left out"
     parser.add_argument("--model", type=Path, metavar="DIR", help=model)
     parser.add_argument("--device", default="", help=f"where the autoencoder is timed: {DEVICE_HELP}")
@@ -46,9 +56,10 @@ def main() -> int:
             raise ValueError(f"--{name} {getattr(args, name)} is not at least 1")
     if args.json and (args.json.exists() or not args.json.parent.is_dir()):
         raise ValueError(f"--json {args.json} is there already, or its folder is not; name another file")
-    stored, folder, device = find_stored(args.path), args.model or shipped_model(), device_of(args.device)
-    autoencoder, run = load_autoencoder(folder / "autoencoder", device)
-    text = load_text(folder / "text")
+    if args.config and args.model:
+        raise ValueError("--config and --model name an autoencoder and a text encoder each; leave one out")
+    stored, device = find_stored(args.path, captioned=not args.no_captions), device_of(args.device)
+    run, autoencoder, sizes = encoders(args, device)
     size = run.data.size if args.size is None else args.size
     options = SplitOptions(size=size, max_broken=args.max_broken)
 
@@ -57,19 +68,32 @@ def main() -> int:
             return autoencoder.encode(images.to(device))
 
     rate = images_per_second(encode, size)
-    sizes = TextSizes(text.vocabulary, text.context_length, text.width, text.pooled_width)
     inspection = Inspection(options, sizes)
     for picture in tqdm(stored, unit=" pictures", dynamic_ncols=True):
         inspection.look(picture)
     side = size // autoencoder.factor
     found = inspection.findings(args.path, stored, (autoencoder.channels, side, side), args.ranks, args.workers)
-    print(page(found, folder.name, rate, str(device)))
+    source = args.config or args.model or shipped_model()
+    print(page(found, source.stem, rate, str(device)))
     if args.json:
         timed = {"images_per_second": rate, "device": str(device), "hours": found.cache.pictures / rate / 3600}
-        figures = {"fit": not found.reasons, **asdict(found), "encoding": {"model": str(folder), **timed}}
+        figures = {"fit": not found.reasons, **asdict(found), "encoding": {"model": str(source), **timed}}
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         print(f"written to {args.json}")
     return 1 if found.reasons else 0
+
+
+def encoders(args: argparse.Namespace, device: torch.device) -> tuple[Run, Autoencoder, TextSizes]:
+    """The autoencoder, the run that made it or is to make it, and what counts of the text encoder."""
+    if args.config:
+        run, autoencoder = frozen_autoencoder(load(Run, args.config), device, stand_in=True)
+    else:
+        folder = args.model or shipped_model()
+        autoencoder, run = load_autoencoder(folder / "autoencoder", device)
+    if run.text.model:  # it comes as it is; a run keeps no copy until it has a model
+        return run, autoencoder, TextSizes.of(named_architecture(run.text), Vocabulary())
+    text = frozen_text(run, device, stand_in=True) if args.config else load_text(folder / "text")
+    return run, autoencoder, TextSizes.of(text.architecture, text.vocabulary)
 
 
 if __name__ == "__main__":

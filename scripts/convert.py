@@ -42,7 +42,9 @@ def parse() -> argparse.Namespace:
 def main() -> None:
     args = parse()
     if not settled(args.source):
-        raise ValueError(f"there is no folder {args.source}; name one on this machine: nothing is downloaded")
+        raise ValueError(
+            f"there is no folder {args.source}; nothing is downloaded here: hf download NAME --local-dir FOLDER does it"
+        )
     make_writable(args.out.parent)
     if args.way == "export":
         write(args.source, args.out, torch.float16 if args.half else torch.float32)

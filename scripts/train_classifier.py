@@ -9,4 +9,5 @@ if __name__ == "__main__":
         "train_classifier.py",
         "Train a classifier of noised latents, for classifier guidance. Goes on from its newest checkpoint.",
         train_classifier,
+        example="configs/demo.yaml",
     )

@@ -9,4 +9,5 @@ if __name__ == "__main__":
         "train_clip.py",
         "Train a small CLIP text encoder from scratch on image-caption pairs. Goes on from its newest checkpoint.",
         train_clip,
+        example="configs/demo.yaml",
     )

@@ -9,4 +9,5 @@ if __name__ == "__main__":
         "train_control.py",
         "Train a ControlNet of a trained model, to follow a picture's edges. Goes on from its newest checkpoint.",
         train_control,
+        example="configs/demo.yaml",
     )

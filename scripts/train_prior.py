@@ -9,4 +9,5 @@ if __name__ == "__main__":
         "train_prior.py",
         "Train a prior over the codes of a first stage that has some. Goes on from its newest checkpoint.",
         train_prior,
+        example="configs/folder256_vq.yaml data.path=~/pictures",
     )

@@ -9,4 +9,5 @@ if __name__ == "__main__":
         "train_unclip.py",
         "Train unCLIP's prior: CLIP's embedding of a picture, from its caption. Goes on from its newest checkpoint.",
         train_unclip,
+        example="configs/demo_unclip.yaml",
     )

@@ -22,6 +22,7 @@ from ldm.data.latents import cache_bytes
 from ldm.data.samples import SplitOptions, held_out
 from ldm.data.stored import Named, Stored, StoredSet
 from ldm.data.transforms import BrokenSample, name_hash, opened_image, to_rgb
+from ldm.text.clip import Architecture
 from ldm.text.vocabulary import Vocabulary, bpe
 
 TIMED_BATCHES, TIMED_SECONDS = 4, 10.0  # whichever comes first
@@ -36,6 +37,10 @@ class TextSizes:
     context_length: int
     width: int
     pooled_width: int
+
+    @staticmethod
+    def of(architecture: Architecture, vocabulary: Vocabulary) -> "TextSizes":
+        return TextSizes(vocabulary, architecture.context_length, architecture.width, architecture.embed_dim)
 
 
 class Inspection:
@@ -106,6 +111,7 @@ class Inspection:
         found = Findings(
             path=path,
             kind=stored.kind,
+            captioned=stored.captioned,
             size=self.options.size,
             listed=len(self.keys),
             usable=len(self.names),

@@ -11,7 +11,8 @@ NAMED_MODES = 3  # pictures of each mode but plain RGB and grey
 def page(found: Findings, model: str, rate: float, device: str) -> str:
     """What a reader needs of ``found``; the autoencoder of ``model`` does ``rate`` images a second on ``device``."""
     lines = [f"{shown(found.path)} as data.name={found.kind} data.size={found.size}", ""]
-    for label, text in [*of_pictures(found), *of_captions(found, model), *of_cache(found, model, rate, device)]:
+    of_text = [*of_captions(found, model), *of_cache(found, model, rate, device)] if found.captioned else []
+    for label, text in [*of_pictures(found), *of_text]:
         lines.append(f"{label:<12}{text}")
     for title, named in faults(found).items():
         lines += listing(title, named)
@@ -22,9 +23,12 @@ def page(found: Findings, model: str, rate: float, device: str) -> str:
 def of_pictures(found: Findings) -> Iterator[tuple[str, str]]:
     notes, pictures, archives = found.notes, found.pictures, found.archives
     share = found.broken.count / max(found.listed, 1)
-    yield "pictures", f"{found.listed} with a caption: {found.usable} usable, {found.broken.count} broken ({share:.1%})"
-    yield "left out", f"{notes.missing.count} without a caption, {notes.empty.count} with an empty one"
-    yield "also there", f"{notes.alone.count} captions without a picture, {notes.unread.count} other files, never read"
+    listed = f"{found.listed}{' with a caption' if found.captioned else ', captions not looked for'}"
+    yield "pictures", f"{listed}: {found.usable} usable, {found.broken.count} broken ({share:.1%})"
+    if found.captioned:
+        yield "left out", f"{notes.missing.count} without a caption, {notes.empty.count} with an empty one"
+        alone = f"{notes.alone.count} captions without a picture"
+        yield "also there", f"{alone}, {notes.unread.count} other files, never read"
     yield "formats", histogram(pictures.formats)
     yield "modes", ", ".join(modes(pictures.modes)) or "none"
     yield "sizes", f"{sides(pictures.smallest)} to {sides(pictures.largest)} pixels"
@@ -47,7 +51,7 @@ def of_captions(found: Findings, model: str) -> Iterator[tuple[str, str]]:
     yield "", f"{captions.cut.count} are cut to the {captions.limit} of {model}'s text encoder"
     if captions.spelled.count:
         yield "", f"{captions.spelled.count} hold words outside its vocabulary, which it spells in bytes;"
-        yield "", f"with CLIP's whole vocabulary {captions.cut_by_clip} would be cut"
+        yield "", f"with CLIP's whole vocabulary {captions.cut_by_clip} would be cut to as many"
 
 
 def of_cache(found: Findings, model: str, rate: float, device: str) -> Iterator[tuple[str, str]]:

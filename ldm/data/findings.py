@@ -75,6 +75,7 @@ class Findings:
 
     path: str
     kind: str
+    captioned: bool  # False: captions are not looked for, and all pictures are listed
     size: int
     listed: int  # pictures with a caption
     usable: int
@@ -96,7 +97,8 @@ def reasons(found: Findings, max_broken: float, ranks: int, workers: int) -> lis
         told.append(f"training refuses it: {notes.refused.count} entries must not be there or cannot be read")
     if not found.listed:
         bare = notes.missing.count + notes.empty.count
-        told.append(f"none of its {bare} pictures has a caption" if bare else "there are no pictures in it")
+        none = f"none of its {bare} pictures has a caption (a first stage reads none: --no-captions)"
+        told.append(none if bare else "there are no pictures in it")
     elif found.broken.count > max_broken * found.listed:
         told.append(f"{found.broken.count} of {found.listed} pictures are broken, more than --max-broken {max_broken}")
     elif not found.usable:

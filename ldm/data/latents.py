@@ -27,6 +27,8 @@ from ldm.types import Batch, Condition, Key, TextEncoder
 
 DESCRIPTION = "cache.json"
 LAYOUT = 2  # rises when the files' layout changes
+AT_ONCE = 2**18  # pixels, of the images that are encoded at once
+TEXTS_AT_ONCE = 64
 CAPTIONS_A_FILE = 4_096  # as many states are held in memory before they are written
 
 
@@ -52,14 +54,18 @@ class CacheConfig:
     """When latents are kept, and in what portions."""
 
     use: str = "auto"  # auto (where every image would be encoded more than once) | always | never
-    batch: int = 64  # images encoded at once
+    batch: int = 0  # images or captions encoded at once; 0: images of 2^18 pixels, as 4 of 256 x 256; 64 captions
     shard: int = 16_384  # latents a file
 
     def __post_init__(self) -> None:
         if self.use not in ("auto", "always", "never"):
             raise ValueError(f"use '{self.use}' is not one of auto, always, never")
-        if self.batch < 1 or self.shard < 1:
-            raise ValueError(f"batch {self.batch} and shard {self.shard} must be at least 1")
+        if self.batch < 0 or self.shard < 1:
+            raise ValueError(f"batch {self.batch} must be at least 0, and shard {self.shard} at least 1")
+
+    def at_once(self, size: int) -> int:
+        """How many images of ``size`` pixels a side are encoded at once."""
+        return self.batch or max(1, AT_ONCE // size**2)
 
 
 def write_cache(
@@ -92,7 +98,7 @@ def write_cache(
         rows += [captions.setdefault(caption, len(captions)) for caption in batch.captions]
         flush(config.shard)
     flush(1)
-    told = _write_captions(folder, captions, text, config.batch)
+    told = _write_captions(folder, captions, text, config.batch or TEXTS_AT_ONCE)
     description = {"layout": LAYOUT, "fingerprint": fingerprint, "counts": counts, "captions": told}
     (folder / DESCRIPTION).write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")
 

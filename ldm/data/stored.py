@@ -66,6 +66,7 @@ class StoredSet(ABC):
     """The listed pictures in order; ``notes`` is complete once they have all been given."""
 
     kind: str  # its name in DATASETS
+    captioned = True  # pictures without a caption are noted and not listed
 
     def __init__(self) -> None:
         self.notes = Notes()
@@ -76,19 +77,22 @@ class StoredSet(ABC):
 
 
 class StoredFolder(StoredSet):
-    """A folder as ``FolderConfig`` reads it."""
+    """A folder as ``FolderConfig`` reads it; unless ``captioned``, as for a first stage, with no caption read."""
 
     kind = "folder"
 
-    def __init__(self, root: Path) -> None:
+    def __init__(self, root: Path, *, captioned: bool = True) -> None:
         super().__init__()
-        self.root = root
+        self.root, self.captioned = root, captioned
 
     def __iter__(self) -> Iterator[Stored]:
         notes, (names, outside) = self.notes, find_files(self.root)
         for name in outside:
             notes.refused.add(name, "a link that leads out of the folder")
         places = CaptionPlaces(self.root, names)
+        if not self.captioned:
+            yield from (Stored(image, self.root / image, []) for image in places.images)
+            return
         known = {*places.images, *places.texts.values(), METADATA}
         for name in names:
             if name not in known:
@@ -189,23 +193,25 @@ class StoredShards(StoredSet):
             yield Stored(name, picture, captions)
 
 
-def find_stored(path: str) -> StoredSet:
+def find_stored(path: str, *, captioned: bool = True) -> StoredSet:
     """The data set at ``path``: the archives of a folder that holds any, or of a pattern; or else a folder of pictures.
 
     Raises:
-        ValueError: there is nothing of that name.
+        ValueError: there is nothing of that name, or archives are to be read without captions.
     """
     root = Path(path).expanduser()
     if not path:
         raise ValueError("there is no name; give a folder of pictures, or archives")
     if root.is_dir() and not any(root.glob("*.tar")):
-        return StoredFolder(root)
+        return StoredFolder(root, captioned=captioned)
     if "://" in path or path.startswith("pipe:"):
         raise ValueError(f"'{path}' is not on this machine; fetch some of its archives, and check those")
     if not root.is_dir() and ".tar" not in path:
         raise ValueError(
             f"there is no folder '{path}'; name one with pictures or .tar files, or archives: '{path}/*.tar'"
         )
+    if not captioned:
+        raise ValueError(f"{path}: in archives only pictures with a caption are read; leave --no-captions out")
     return StoredShards(find_shards(path))
 
 

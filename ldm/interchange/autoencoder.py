@@ -1,12 +1,13 @@
 """The first stage as diffusers' AutoencoderKL.
 
-Its latents are scaled by one number, ours by a mean and a std for each channel, and it has a 1 x 1 convolution on
-either side of the latent. Ours are written with the scale in these and a number of 1; theirs are read with these in the
-convolutions beside them and the number as our std. Both are exact.
+Its latents are shifted and scaled by one number each, ours by a mean and a std for each channel, and it has a 1 x 1
+convolution on either side of the latent. Ours are written with the scale in these and a number of 1; theirs are read
+with these in the convolutions beside them and the numbers as our mean and std. Both are exact.
 
 Legend: C latent channels, M moments: the mean of each channel, then its log-variance.
 """
 
+from math import isfinite
 from typing import Any, NamedTuple
 
 import torch
@@ -42,6 +43,7 @@ READ = {
     "norm_num_groups",
     "sample_size",
     "scaling_factor",
+    "shift_factor",
     "up_block_types",
     "use_post_quant_conv",
     "use_quant_conv",
@@ -124,10 +126,14 @@ def fill(network: Autoencoder, theirs: Weights, settings: Settings, source: str)
 
     Raises:
         BrokenFile: a weight is missing or unknown.
-        ValueError: the convolution behind the latent cannot be undone, or the scale is no number above 0.
+        ValueError: the convolution behind the latent cannot be undone, the scale is no number above 0, or the shift is
+            no number.
     """
     theirs, channels = dict(theirs), network.channels
     scaling = read_setting({"scaling_factor": 0.18215, **settings}, "scaling_factor", float, source)
+    offset = settings.get("shift_factor") or 0.0  # taken off before the scale, in Stable Diffusion 3's and Flux's
+    if not isinstance(offset, int | float) or not isfinite(offset):
+        raise ValueError(f"{source}: shift_factor {offset!r} is no number")
     quant = _taken(theirs, QUANT, 2 * channels, settings, source)
     after = _taken(theirs, POST_QUANT, channels, settings, source)
     renamed = {_renamed(key): value for key, value in theirs.items()}
@@ -145,7 +151,7 @@ def fill(network: Autoencoder, theirs: Weights, settings: Settings, source: str)
     weights[f"{last}.bias"] = quant.weight @ weights[f"{last}.bias"] + quant.bias
     weights[f"{last}.bias"][:channels] += shift
     weights[f"{first}.weight"] = torch.einsum("ochw,cz->ozhw", weights[f"{first}.weight"], after.weight)
-    weights["mean"] = shift[:, None, None]
+    weights["mean"] = shift[:, None, None] + offset
     weights["std"] = torch.full_like(weights["mean"], 1 / scaling)
     network.load_state_dict(weights)
 

@@ -42,7 +42,7 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     if config.score_every:
         own_folder(run, "model-best")
         if not isinstance(run.data, ShapesConfig):
-            print("no score while it trains, nor a model-best: the benchmark that gives it is of data.name=shapes")
+            print("no benchmark of these pictures: model-best is the model of the lowest held-out loss")
     if config.shard:
         check_processes(device)
     run.check_denoiser()
@@ -66,6 +66,8 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     elif cached:
         with processes(device).main_process_first():  # one process writes, the others read
             train_data = cache_latents(run, autoencoder, text, train_data)
+    elif run.cache.use == "auto" and not getattr(train_data, "fixed", True):
+        print("no latent cache: flipped, randomly cropped or differently captioned, a picture is another each time")
 
     def save(net: nn.Module, best: bool) -> None:
         save_model(replace(model, denoiser=net), run, folder.with_name("model-best") if best else folder)

@@ -50,10 +50,11 @@ def frozen_stages(run: Run, device: torch.device, *, stand_in: bool = False) -> 
         ValueError: one in the run's folder, or the base's or the shipped one, has other settings than the run.
     """
     run, autoencoder = frozen_autoencoder(run, device, stand_in=stand_in)
-    return run, autoencoder, _frozen_text(run, device, stand_in=stand_in)
+    return run, autoencoder, frozen_text(run, device, stand_in=stand_in)
 
 
-def _frozen_text(run: Run, device: torch.device, *, stand_in: bool = False) -> ClipText:
+def frozen_text(run: Run, device: torch.device, *, stand_in: bool = False) -> ClipText:
+    """The text encoder that the denoiser builds on; see ``frozen_stages``."""
     if run.text.model:
         named: ClipText = run.text.build(run.data.size).to(device)
         return named
@@ -79,7 +80,7 @@ def frozen_clip(run: Run, device: torch.device) -> tuple[ClipText, ClipPicture]:
                 f"unCLIP wants both towers of a CLIP of this run's own, and {tower} is not there; train them with "
                 f"{TEXT_SCRIPT} (of a training that an earlier version ended, by more train_clip.steps)"
             )
-    text = _frozen_text(run, device)
+    text = frozen_text(run, device)
     picture = load_picture(Path(run.out) / "picture", text, device)
     _check_size(run, picture)
     return text, picture

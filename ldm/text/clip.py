@@ -244,8 +244,12 @@ def build_clip(config: ClipConfig, image_size: int, vocabulary: Vocabulary | Non
     return CLIP(config.embed_dim, vision, text)
 
 
-def _named(config: ClipConfig) -> ClipText:
-    """The text tower of a model that open_clip describes, with the weights of its tag or of a local file."""
+def named_architecture(config: ClipConfig) -> Architecture:
+    """The sizes of the text tower of the model that ``config`` names; its weights are not looked for.
+
+    Raises:
+        ValueError: open_clip has no such model or tag, or its text tower is not CLIP's.
+    """
     from open_clip import get_model_config, get_pretrained_cfg, list_models, list_pretrained_tags_by_model
 
     name, tag = config.model, config.pretrained
@@ -257,15 +261,27 @@ def _named(config: ClipConfig) -> ClipText:
         raise ValueError(f"text.model: {name}'s text tower is not CLIP's causal one; take a plain CLIP, e.g. ViT-L-14")
     if tag and not source:
         raise ValueError(f"text.pretrained: {name} has no '{tag}'; {nearest(tag, list_pretrained_tags_by_model(name))}")
+    return Architecture(
+        **sizes,
+        embed_dim=described["embed_dim"],
+        states=config.states,
+        quick_gelu=bool(described.get("quick_gelu") or source.get("quick_gelu")),
+        padding=config.padding,
+    )
+
+
+def _named(config: ClipConfig) -> ClipText:
+    """The text tower of a model that open_clip describes, with the weights of its tag or of a local file."""
+    from open_clip import get_pretrained_cfg, list_models
+
+    architecture, name, tag = named_architecture(config), config.model, config.pretrained
     if not tag and f"{name}-quickgelu" in list_models():
         warnings.warn(
             f"{name} runs with GELU; if {config.weights} was trained with QuickGELU, as OpenAI's weights were, "
             f"name its tag too (text.pretrained=openai) or text.model={name}-quickgelu",
             stacklevel=3,
         )
-    path = Path(config.weights) if config.weights else fetch(name, tag, source["hf_hub"])
-    quick_gelu = bool(described.get("quick_gelu") or source.get("quick_gelu"))
-    sizes["embed_dim"] = described["embed_dim"]
-    text = ClipText(Architecture(**sizes, states=config.states, quick_gelu=quick_gelu, padding=config.padding))
+    path = Path(config.weights) if config.weights else fetch(name, tag, get_pretrained_cfg(name, tag)["hf_hub"])
+    text = ClipText(architecture)
     fill(text.tower, read_weights(path), str(path))
     return text

@@ -102,9 +102,12 @@ class DenoiserTask(DataTask):
             picture.with_name(f"{picture.stem}-text-use.svg").write_text(svg, encoding="utf-8")
 
     def score(self, network: nn.Module) -> float | None:
-        """The share of right pictures on the benchmark's prompts, None where there are none."""
+        """The share of right pictures on the benchmark's prompts or, where there are none, minus the held-out loss.
+
+        That is least before a training begins to learn its pictures by heart.
+        """
         if not self.scored:
-            return None
+            return -self.validate(network)["loss"]
         precision = resolve_precision(self.config.precision, self.model.device)
         pictures = drawn_by(replace(self.model, denoiser=network), self.scored, precision=precision)
         return mark(self.scored, pictures).score.overall.value
@@ -113,11 +116,11 @@ class DenoiserTask(DataTask):
         self.save(network, best)
 
     def exports(self) -> list[list[nn.Module]]:
-        """A whole model, and the best one so far where there is a score."""
+        """A whole model, and the best one so far where that is looked for."""
         parts: list[Any] = [self.network, self.model.autoencoder, self.model.text]
         if self.model.unclip is not None:
             parts += [self.model.unclip.prior, self.model.unclip.picture]
-        return [[part for part in parts if isinstance(part, nn.Module)]] * (2 if self.scored else 1)
+        return [[part for part in parts if isinstance(part, nn.Module)]] * (2 if self.config.score_every else 1)
 
     def _latents(self, batch: Batch | Latents) -> Latents:
         if isinstance(batch, Batch):

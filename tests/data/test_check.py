@@ -334,9 +334,29 @@ def test_a_key_that_comes_twice_in_an_archive_is_a_reason(tmp_path: Path, again:
 @pytest.mark.parametrize("kind", KINDS)
 def test_pictures_without_any_caption_and_none_at_all_are_reasons(tmp_path: Path, kind: str) -> None:
     found = check(store(tmp_path / "bare", kind, {"a.png": encoded(picture(0))}))
-    assert found.reasons == ["none of its 1 pictures has a caption"] and told(found)
+    assert found.reasons[0].startswith("none of its 1 pictures has a caption") and told(found)
     found = check(store(tmp_path / "none", kind, {"a.md": b""}))
     assert found.reasons == ["there are no pictures in it"] and told(found)
+
+
+def test_without_captions_all_pictures_of_a_folder_are_looked_at(tmp_path: Path) -> None:
+    """As a first stage reads them; which of them have a caption is then no matter."""
+    files = {"a.png": encoded(picture(0)), "b.png": encoded(picture(1)), "b.txt": b"b", "c.png": b"none"}
+    stored = find_stored(str(store(tmp_path / "bare", "folder", files)), captioned=False)
+    inspection = Inspection(SplitOptions(size=16, max_broken=0.5), TEXT)
+    for one in stored:
+        inspection.look(one)
+    found = inspection.findings("bare", stored, (4, 2, 2), 1, 1)
+    assert (found.listed, found.usable, found.broken.count, found.reasons) == (3, 2, 1, [])
+    config = FolderConfig(path=str(tmp_path / "bare"), size=16, val_share=0.4)
+    assert found.listed == len(config.pictures("train")) + len(config.pictures("val"))
+    shown = told(found)
+    assert "3, captions not looked for: 2 usable" in shown and "tokens" not in shown and "left out" not in shown
+
+
+def test_archives_are_not_checked_without_captions(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="in archives only pictures with a caption are read"):
+        find_stored(str(store(tmp_path / "set", "shards", files_of(2))), captioned=False)
 
 
 @pytest.mark.parametrize(("archives", "ranks", "workers"), [(2, 1, 1), (9, 2, 3), (9, 4, 2), (5, 4, 3), (1, 1, 1)])

@@ -168,8 +168,13 @@ def test_a_cache_may_be_sent_to_another_process(tmp_path):
     assert torch.equal(pickle.loads(sent)[Key(0, 5)].latent, before.latent)
 
 
-@pytest.mark.parametrize("wrong", [{"use": "sometimes"}, {"batch": 0}, {"shard": 0}])
+@pytest.mark.parametrize("wrong", [{"use": "sometimes"}, {"batch": -1}, {"shard": 0}])
 def test_settings_of_a_cache_are_checked(wrong):
     (value,) = wrong.values()
     with pytest.raises(ValueError, match=str(value)):
         CacheConfig(**wrong)
+
+
+def test_as_many_images_are_encoded_at_once_as_have_so_many_pixels():
+    assert [CacheConfig().at_once(size) for size in (64, 256, 512, 1024)] == [64, 4, 1, 1]
+    assert CacheConfig(batch=3).at_once(64) == 3

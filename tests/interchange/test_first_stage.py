@@ -218,11 +218,41 @@ def test_another_network_alone_is_not_read(tmp_path):
     assert not (tmp_path / "run").exists()
 
 
-def test_a_first_stage_whose_latents_are_shifted_is_refused(theirs, tmp_path):
+@torch.no_grad()
+def test_latents_that_are_shifted_are_those_of_its_pipelines(tmp_path):
+    """As Stable Diffusion 3's and Flux's: (z - shift) * scale, of an autoencoder without the 1 x 1 convolutions."""
+    torch.manual_seed(2)
+    there = AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        latent_channels=16,
+        norm_num_groups=16,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        shift_factor=0.5,
+        scaling_factor=1.5305,
+    )
+    there.save_pretrained(tmp_path / "vae")
+    autoencoder_from_diffusers(tmp_path / "vae", tmp_path / "autoencoder")
+    network, _ = load_autoencoder(tmp_path / "autoencoder")
+    image, latent = torch.rand(2, 3, 32, 32) * 2 - 1, torch.randn(2, 16, 16, 16)
+    wanted = (there.encode(image).latent_dist.mean - 0.5) * 1.5305
+    assert abs(wanted.mean()) > 0.3
+    torch.testing.assert_close(network.encode(image), wanted, atol=1e-2, rtol=0)
+    back = there.decode(latent / 1.5305 + 0.5).sample
+    torch.testing.assert_close(network.decode(latent, clamp=False), back, atol=1e-2, rtol=0)
+    autoencoder_to_diffusers(tmp_path / "autoencoder", tmp_path / "again")
+    torch.testing.assert_close(
+        of_diffusers(tmp_path / "again").encode(image).latent_dist.mean, wanted, atol=1e-2, rtol=0
+    )
+
+
+def test_a_first_stage_whose_shift_is_no_number_is_refused(theirs, tmp_path):
     copy = copytree(theirs, tmp_path / "vae")
     settings = json.loads((copy / SETTINGS).read_text())
-    (copy / SETTINGS).write_text(json.dumps(settings | {"shift_factor": 0.0609}))
-    assert_one_line(call("convert.py", "import", copy, "--out", tmp_path / "run"), "shift_factor 0.0609 has no counter")
+    (copy / SETTINGS).write_text(json.dumps(settings | {"shift_factor": "half"}))
+    assert_one_line(call("convert.py", "import", copy, "--out", tmp_path / "run"), "shift_factor 'half' is no number")
     assert not (tmp_path / "run").exists()
 
 

@@ -438,6 +438,31 @@ def test_a_data_set_is_checked_and_the_status_says_whether_it_is_fit(chain, tmp_
     assert ("too few for 3 ranks" in page) == (kind == "shards")
 
 
+def test_a_data_set_is_checked_by_a_configuration_before_anything_is_trained(tmp_path):
+    """Captions by the tokens of the CLIP that it names, of which no weight is looked for; or with none at all."""
+    (tmp_path / "set").mkdir()
+    for i in range(4):
+        Image.effect_noise((64, 48), 64).convert("RGB").save(tmp_path / "set" / f"{i}.png")
+        (tmp_path / "set" / f"{i}.txt").write_text("an aquamarine chandelier, " * 8 if i else "a word " * 90)
+    status, printed, _ = call("train_ldm.py", "--print-config", *TINY, "data.size=32", f"out={tmp_path / 'run'}")
+    assert status == 0
+    settings = yaml.safe_load(printed)
+    settings["text"] |= {"model": "ViT-L-14", "pretrained": "openai"}
+    (tmp_path / "photos.yaml").write_text(yaml.safe_dump(settings))
+    by = ("--config", tmp_path / "photos.yaml")
+    status, page, errors = call("check_data.py", tmp_path / "set", *by)
+    assert status == 0, errors
+    assert "data.size=32" in page and "1 are cut to the 77 of photos's text encoder" in page
+    assert "outside its vocabulary" not in page
+    for text in (tmp_path / "set").glob("*.txt"):
+        text.unlink()
+    status, page, errors = call("check_data.py", tmp_path / "set", *by)
+    assert status == 1 and "--no-captions" in page
+    status, page, errors = call("check_data.py", tmp_path / "set", "--no-captions", *by)
+    assert status == 0, errors
+    assert "4, captions not looked for: 4 usable" in page
+
+
 @pytest.mark.parametrize(
     ("args", "says"),
     [
@@ -451,6 +476,8 @@ def test_a_data_set_is_checked_and_the_status_says_whether_it_is_fit(chain, tmp_
         ("data/sample --model data", "data/autoencoder"),
         ("data/sample --device abacus", "--device abacus"),
         ("data/sample --json README.md", "README.md is there already"),
+        ("data/sample --config configs/demo.yaml --model ldm/assets/shapes64", "leave one out"),
+        ("data/sample --config none.yaml", "no configuration file none.yaml"),
     ],
 )
 def test_a_mistake_in_checking_is_told_in_one_line(args, says, monkeypatch):

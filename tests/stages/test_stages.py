@@ -334,6 +334,26 @@ def test_the_model_of_the_best_score_is_kept_beside_the_last(trained, tmp_path, 
     assert any(not torch.equal(value, last[key]) for key, value in best.items())
 
 
+def test_of_pictures_without_a_benchmark_the_model_of_the_lowest_held_out_loss_is_kept(tmp_path, tiny, capsys):
+    data = ["data.name=folder", "data.path=data/sample", "data.size=16", "data.flip=true", "data.val_share=0.2"]
+    own = [setting for setting in tiny if not setting.startswith("data.")]
+    run = load(Run, None, [*own, *data, f"out={tmp_path}"])
+    train_autoencoder(run, CPU)
+    train_clip(run, CPU)
+    train = ["train_ldm.score_every=2", "train_ldm.validate_every=2"]
+    train_ldm(load(Run, None, [*own, *data, f"out={tmp_path}", *train]), CPU)
+    said = capsys.readouterr().out
+    assert "model-best is the model of the lowest held-out loss" in said and "no latent cache: flipped" in said
+    log = read(tmp_path / "training/denoiser/log.jsonl")
+    losses = [line["val_loss"] for line in log if "val_loss" in line]
+    assert len(losses) > 1 and [line["score"] for line in log if "score" in line] == [-loss for loss in losses]
+    best = 2 * (1 + min(range(len(losses)), key=lambda i: (losses[i], -i)))
+    averages = tmp_path / f"training/denoiser/state/step-{best:08d}/ema.safetensors"
+    kept = load_model(tmp_path / "model-best").denoiser.state_dict()
+    then = {key.removeprefix("module."): value for key, value in read_tensors(averages).items()}
+    assert all(torch.equal(value, then[key].half().float()) for key, value in kept.items())
+
+
 def test_a_resumed_run_remembers_its_best_score(trained, tmp_path, tiny, monkeypatch, capsys):
     for stage in ("autoencoder", "text", "cache"):
         shutil.copytree(Path(trained.out, stage), tmp_path / stage)
