@@ -239,6 +239,12 @@ def run_script(
             print(f"written to {call(run, device, Start(resume_changed=resumes and args.resume_changed))}")
 
 
+def check_sides(size: int, factor: int) -> None:
+    """Raise ValueError where pictures of ``size`` pixels a side do not suit a first stage of that factor."""
+    if size < 1 or size % factor:
+        raise ValueError(f"--size {size} is not a multiple of {factor}; try {max(1, size // factor) * factor}")
+
+
 def check_picture(out: Path, endings: tuple[str, ...] = (".png", ".jpg", ".jpeg", ".webp", ".bmp")) -> None:
     """Before anything is drawn: a ValueError where ``out`` is no name of a picture, an OSError where none can be."""
     if out.suffix.lower() not in endings or out.is_dir():

@@ -255,6 +255,11 @@ def holds_autoencoder(folder: Path) -> bool:
     return (folder / "autoencoder.safetensors").is_file()
 
 
+def first_stage_in(folder: Path) -> Path:
+    """The folder of the autoencoder in a model's folder or a run's, or ``folder`` as its own."""
+    return folder / "autoencoder" if (folder / "autoencoder").is_dir() else folder
+
+
 def lone_autoencoder(folder: Path) -> Path | None:
     """``folder`` where it is an autoencoder's alone, or the autoencoder's within a run that has no model; else None."""
     if holds_autoencoder(folder):

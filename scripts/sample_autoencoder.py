@@ -20,12 +20,12 @@ from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.bottlenecks import Gaussian
 from ldm.autoencoders.codes import decode_codes, map_sizes, quantizers
 from ldm.autoencoders.walks import PATHS, informative, traversals
-from ldm.cli import DEVICE_HELP, check_seed, device_of, one_line_errors
+from ldm.cli import DEVICE_HELP, check_seed, check_sides, device_of, one_line_errors
 from ldm.data import pictures_of
 from ldm.data.loader import first_batches
 from ldm.data.transforms import Transform, read_picture
 from ldm.files import make_writable, nearest_there
-from ldm.folders import load_autoencoder, load_prior, shipped_model
+from ldm.folders import first_stage_in, load_autoencoder, load_prior, shipped_model
 from ldm.metadata import next_number, save_numbered
 from ldm.pictures import above, grid
 from ldm.run import Run
@@ -132,16 +132,13 @@ def main() -> None:
         raise ValueError(f"--size {args.size} is not at least 1; leave it out for that of the run")
     check_seed(args.seed, args.count)
     make_writable(nearest_there(args.outdir))  # the folder itself is made when there is something for it
-    given = args.model or shipped_model()
-    folder = given / "autoencoder" if (given / "autoencoder").is_dir() else given
+    folder = first_stage_in(args.model or shipped_model())
     autoencoder, run = load_autoencoder(folder, device_of(args.device))
     beside = [place / "prior" for place in (folder.parent, folder.parent.parent)]  # of a run, of a run's model
     if args.tile:
         autoencoder.tile_side(args.tile)
     stage = Stage(autoencoder, run, next((path for path in beside if path.is_dir()), beside[0]), args)
-    if stage.size % autoencoder.factor:
-        fitting = max(1, stage.size // autoencoder.factor) * autoencoder.factor
-        raise ValueError(f"--size {stage.size} is not a multiple of {autoencoder.factor}; try {fitting}")
+    check_sides(stage.size, autoencoder.factor)
     show = {
         "reconstructions": reconstructions,
         "samples": samples,
