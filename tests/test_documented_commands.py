@@ -10,8 +10,10 @@ from pathlib import Path
 import pytest
 
 import ldm.cli
+from ldm.autoencoders.codes import num_codes
 from ldm.cli import given_sampling
 from ldm.config import load
+from ldm.denoisers.unet import UNetConfig
 from ldm.run import Run
 from ldm.sampling import Sampling
 
@@ -51,6 +53,27 @@ def read_by(script, words, monkeypatch):
     with pytest.raises(Understood) as caught:
         runpy.run_path(str(ROOT / script), run_name="__main__")
     return caught.value.args[0]
+
+
+@pytest.mark.parametrize("script", sorted(path.name for path in (ROOT / "scripts").glob("train_*.py")))
+def test_the_configuration_in_a_trainings_help_has_what_it_trains(script, monkeypatch, capsys):
+    monkeypatch.setattr(sys, "argv", [script, "--help"])
+    with pytest.raises(SystemExit):
+        runpy.run_path(str(ROOT / "scripts" / script), run_name="__main__")
+    (shown,) = [
+        line for line in capsys.readouterr().out.splitlines() if line.startswith("  python") and "--config" in line
+    ]
+    _, _, _, file, *overrides = shlex.split(shown)
+    run = load(Run, ROOT / file, overrides)
+    stage = script.removeprefix("train_").removesuffix(".py")
+    if stage == "prior":
+        assert num_codes(run.bottleneck.build(run.autoencoder.channels))
+    if stage in ("clip", "unclip", "classifier", "control"):
+        assert not run.text.model
+    if stage == "unclip":
+        assert run.unclip.decoder
+    if stage == "control":
+        assert isinstance(run.denoiser, UNetConfig)
 
 
 @pytest.mark.parametrize(("script", "words"), commands())

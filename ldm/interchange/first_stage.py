@@ -16,6 +16,7 @@ from ldm.interchange.parts import SETTINGS, fitting, read_weights, write_part
 from ldm.run import Run
 from ldm.training.optim import TrainConfig
 
+AT_ONCE = 2**20  # pixels, of what is drawn or measured at once
 GENTLE = TrainConfig(lr=1e-5, batch=4, warmup=100)  # of networks that were trained for long
 
 
@@ -59,6 +60,7 @@ def autoencoder_from_diffusers(source: Path, folder: Path) -> None:
         out=f"{folder.parent}-trained",
         train_autoencoder=GENTLE,
     )
+    run.sample.batch = max(1, AT_ONCE // run.data.size**2)
     save_autoencoder(network, run, folder)
 
 

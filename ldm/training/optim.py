@@ -45,7 +45,7 @@ class TrainConfig:
     validate_every: int = 500
     validate_samples: int = 512  # how many held-out samples a validation looks at
     sample_every: int = 1_000
-    score_every: int = 0  # 0 for never; the denoiser's score on the shapes benchmark, by which the best is kept
+    score_every: int = 0  # 0: never; the denoiser's score on shapes, else minus its held-out loss: the best is kept
     score_prompts: int = 100  # how many prompts a score looks at, rounded up to as many of each of 10 categories
     save_every: int = 500
     keep: int = 2  # checkpoints

@@ -1,6 +1,7 @@
 """encode.py as a user calls it: pictures to codes or latents and back."""
 
 import json
+import re
 
 import numpy as np
 import pytest
@@ -95,6 +96,18 @@ def test_files_hold_so_many_pictures_each_and_stand_in_order(stage, pictures, tm
     assert [len(names) for names in divided["files"]] == [4, 2]
     assert [*divided["files"][0], *divided["files"][1]] == whole["files"][0]
     assert torch.equal(torch.cat([part["codes"] for part in parts]), held["codes"])
+
+
+@pytest.mark.parametrize("kind", ["vq", "vq2"])
+def test_what_the_page_on_first_stages_writes_in_python_runs(stage, monkeypatch, kind):
+    monkeypatch.chdir(SCRIPTS.parent)
+    (block,) = re.findall(r"```python\n(.*?)```", (SCRIPTS.parent / "docs" / "first-stages.md").read_text(), re.S)
+    assert block.count("runs/first_stages/vq") == 1
+    found = {}
+    exec(block.replace("runs/first_stages/vq", str(stage[kind])), found)
+    assert [codes.shape[0] for codes in found["maps"]] == [1] * (1 if kind == "vq" else 2)
+    assert found["back"].shape == found["image"].shape
+    torch.testing.assert_close(found["back"], found["same"])
 
 
 @pytest.mark.parametrize(
