@@ -40,6 +40,7 @@ from ldm.training.log import Log, read
 from ldm.training.looks import Looks
 from ldm.training.optim import TrainConfig
 from ldm.training.preflight import _in_half, in_bytes
+from ldm.training.start import Start
 from ldm.types import Key
 
 CPU = torch.device("cpu")
