@@ -27,7 +27,7 @@ from ldm.autoencoders.codes import decode_codes, encode_codes, quantizers
 from ldm.cli import DEVICE_HELP, check_sides, device_of, one_line_errors
 from ldm.data.folder import list_files
 from ldm.data.transforms import IMAGE_SUFFIXES, Transform, read_picture, refuse_outside, to_images
-from ldm.files import BrokenFile, check_folder, check_ours, read_tensors, save_tensors, whole_folder
+from ldm.files import BrokenFile, check_folder, read_tensors, save_tensors, whole_folder
 from ldm.folders import first_stage_in, latent_fingerprint, load_autoencoder, shipped_model
 
 DESCRIPTION = "pictures.json"
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--images", type=Path, metavar="DIR", help="encode the pictures in this folder and below")
     what.add_argument("--decode", type=Path, metavar="DIR", help="decode what was encoded there")
-    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--size", type=int, help="of the pictures, pixels a side; that of the run if left out")
     parser.add_argument("--batch", type=int, default=16, help="pictures at once; %(default)s")
     parser.add_argument("--device", default="", help=DEVICE_HELP)
@@ -56,7 +56,8 @@ def main() -> None:
             raise ValueError(f"--{name} {getattr(args, name)} is not at least 1")
     if args.decode and args.size is not None:
         raise ValueError(f"--size {args.size}: what was encoded has its size; leave it out")
-    check_ours(args.out)
+    if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
+        raise ValueError(f"--out {args.out} is there already; name a folder that is new or empty")
     autoencoder, run = load_autoencoder(first_stage_in(args.model or shipped_model()), device_of(args.device))
     if args.decode:
         count = decode(autoencoder, args.decode, args.out, args.batch)

@@ -117,7 +117,7 @@ def test_what_the_page_on_first_stages_writes_in_python_runs(stage, monkeypatch,
         ("--images docs --size 62 --out {out}", "--size 62 is not a multiple of 4; try 60"),
         ("--images docs --batch 0 --out {out}", "--batch 0 is not at least 1"),
         ("--images configs --out {out}", "--images configs holds no picture; the endings looked for"),
-        ("--images data/sample --out tests", "tests holds files that this program did not write"),
+        ("--images data/sample --out tests", "--out tests is there already"),
         ("--decode data/sample --size 64 --out {out}", "--size 64: what was encoded has its size"),
         ("--decode data/sample --out {out}", "manifest.json"),
         ("--decode ldm/assets/shapes64 --out {out}", "holds no pictures.json that encode.py wrote"),
@@ -128,6 +128,18 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(args, says, tmp_path, 
     monkeypatch.chdir(SCRIPTS.parent)
     assert_one_line(call("encode.py", *args.format(out=tmp_path / "out").split()), says)
     assert not [*tmp_path.iterdir()]
+
+
+def test_nothing_that_is_there_is_replaced(stage, pictures, tmp_path):
+    """Not even what the program wrote itself: a model, or the codes that are being decoded."""
+    encoded(stage["vq"], pictures, tmp_path / "codes")
+    for way, source, out in (
+        ("--decode", tmp_path / "codes", tmp_path / "codes"),
+        ("--images", pictures, stage["vq"] / "autoencoder"),
+        ("--images", pictures, pictures / "0.png"),
+    ):
+        assert_one_line(call("encode.py", stage["vq"], way, source, "--out", out), f"--out {out} is there already")
+    load_autoencoder(stage["vq"] / "autoencoder")
 
 
 def test_what_another_first_stage_encoded_is_refused(stage, pictures, tmp_path):
