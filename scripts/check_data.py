@@ -25,11 +25,13 @@ from ldm.data.check import Inspection, TextSizes, images_per_second
 from ldm.data.check_page import page
 from ldm.data.samples import SplitOptions
 from ldm.data.stored import find_stored
-from ldm.folders import load_autoencoder, load_text, shipped_model
+from ldm.folders import CONFIG, load_autoencoder, load_text, shipped_model
 from ldm.run import Run
 from ldm.stages.frozen import frozen_autoencoder, frozen_text
 from ldm.text.clip import named_architecture
 from ldm.text.vocabulary import Vocabulary
+
+NO_TEXT = TextSizes(Vocabulary(), context_length=0, width=0, pooled_width=0)  # of who reads no captions
 
 
 def parse() -> argparse.Namespace:
@@ -59,41 +61,49 @@ def main() -> int:
     if args.config and args.model:
         raise ValueError("--config and --model name an autoencoder and a text encoder each; leave one out")
     stored, device = find_stored(args.path, captioned=not args.no_captions), device_of(args.device)
-    run, autoencoder, sizes = encoders(args, device)
+    source = args.config or args.model or shipped_model()
+    run = load(Run, args.config or source / "autoencoder" / CONFIG)
     size = run.data.size if args.size is None else args.size
     options = SplitOptions(size=size, max_broken=args.max_broken)
-
-    def encode(images: torch.Tensor) -> torch.Tensor:
-        with torch.inference_mode():
-            return autoencoder.encode(images.to(device))
-
-    rate = images_per_second(encode, size)
+    if stored.captioned:
+        autoencoder, sizes = encoders(run, None if args.config else source, device)
+        rate = images_per_second(lambda images: encoded(autoencoder, images), size)
+    else:
+        sizes, rate = NO_TEXT, 0.0  # and nothing is told of a cache
     inspection = Inspection(options, sizes)
     for picture in tqdm(stored, unit=" pictures", dynamic_ncols=True):
         inspection.look(picture)
-    side = size // autoencoder.factor
-    found = inspection.findings(args.path, stored, (autoencoder.channels, side, side), args.ranks, args.workers)
-    source = args.config or args.model or shipped_model()
-    print(page(found, source.stem, rate, str(device)))
+    side = size // run.autoencoder.factor
+    found = inspection.findings(args.path, stored, (run.autoencoder.channels, side, side), args.ranks, args.workers)
+    print(page(found, source.name.removesuffix(".yaml"), rate, str(device)))
     if args.json:
-        timed = {"images_per_second": rate, "device": str(device), "hours": found.cache.pictures / rate / 3600}
-        figures = {"fit": not found.reasons, **asdict(found), "encoding": {"model": str(source), **timed}}
+        figures = {"fit": not found.reasons, **asdict(found)}
+        if stored.captioned:
+            timed = {"images_per_second": rate, "device": str(device), "hours": found.cache.pictures / rate / 3600}
+            figures["encoding"] = {"model": str(source), **timed}
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
         print(f"written to {args.json}")
     return 1 if found.reasons else 0
 
 
-def encoders(args: argparse.Namespace, device: torch.device) -> tuple[Run, Autoencoder, TextSizes]:
-    """The autoencoder, the run that made it or is to make it, and what counts of the text encoder."""
-    if args.config:
-        run, autoencoder = frozen_autoencoder(load(Run, args.config), device, stand_in=True)
+def encoders(run: Run, model: Path | None, device: torch.device) -> tuple[Autoencoder, TextSizes]:
+    """The autoencoder, and what counts of the text encoder: of a ``model``'s or a run's folder, or those of ``run``.
+
+    The latter need not be trained yet.
+    """
+    if model is None:
+        _, autoencoder = frozen_autoencoder(run, device, stand_in=True)
     else:
-        folder = args.model or shipped_model()
-        autoencoder, run = load_autoencoder(folder / "autoencoder", device)
+        autoencoder, _ = load_autoencoder(model / "autoencoder", device)
     if run.text.model:  # it comes as it is; a run keeps no copy until it has a model
-        return run, autoencoder, TextSizes.of(named_architecture(run.text), Vocabulary())
-    text = frozen_text(run, device, stand_in=True) if args.config else load_text(folder / "text")
-    return run, autoencoder, TextSizes.of(text.architecture, text.vocabulary)
+        return autoencoder, TextSizes.of(named_architecture(run.text), Vocabulary())
+    text = frozen_text(run, device, stand_in=True) if model is None else load_text(model / "text")
+    return autoencoder, TextSizes.of(text.architecture, text.vocabulary)
+
+
+@torch.inference_mode()
+def encoded(autoencoder: Autoencoder, images: torch.Tensor) -> torch.Tensor:
+    return autoencoder.encode(images.to(autoencoder.mean.device))
 
 
 if __name__ == "__main__":

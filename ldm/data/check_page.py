@@ -59,7 +59,7 @@ def of_cache(found: Findings, model: str, rate: float, device: str) -> Iterator[
     yield "cache", f"{'' if cache.exact else 'at most '}{cache.bytes:,} bytes for the training split:"
     yield "", f"{cache.pictures} pictures and {cache.captions} distinct captions"
     duration = f"{seconds:.1f} seconds" if seconds < 60 else f"{seconds / 3600:.2f} hours"
-    yield "", f"about {duration} of {model}'s autoencoder on {device} ({rate:.0f} pictures/s):"
+    yield "", f"about {duration} of {model}'s autoencoder on {device} ({rate:.3g} pictures/s):"
     yield "", "an estimate of this machine, without reading and decoding"
 
 

@@ -149,7 +149,7 @@ def _stage(run: Run, name: str, script: str, stand_in: bool) -> Path | None:
     ours, theirs = (network_settings(of, name) for of in (run, load(Run, base / CONFIG)))
     if {key for key in ours | theirs if ours.get(key) != theirs.get(key)} - left_open(run):
         if stand_in:
-            print(f"{folder} is not there: a {name} of random weights stands in ({script} trains it)")
+            print(f"{folder} is not there: random weights stand in for the {name} ({script} trains it)")
             return None
         raise ValueError(
             f"{folder} is not there, and this run's {name} is not {whose}, which else could stand in: "

@@ -59,5 +59,5 @@ def test_a_dry_run_takes_random_weights_where_nothing_is_trained_yet(missing, tm
     assert text.architecture.layers == (4 if "text" in missing else 3)
     assert not any(value.requires_grad for part in (autoencoder, text) for value in part.parameters())
     said = capsys.readouterr().out
-    assert [stage for stage in ("autoencoder", "text") if f"{stage} of random weights stands in" in said] == missing
+    assert [stage for stage in ("autoencoder", "text") if f"random weights stand in for the {stage}" in said] == missing
     assert not list(tmp_path.iterdir())
