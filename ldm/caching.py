@@ -6,11 +6,10 @@ from typing import Any
 
 import torch
 from torch.utils.data import IterableDataset
-from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
 from ldm.data.latents import DESCRIPTION, LatentDataset, check_cache, write_cache
-from ldm.data.loader import first_batches
+from ldm.data.loader import first_told
 from ldm.files import settled, whole_folder
 from ldm.folders import fingerprint, latent_fingerprint
 from ldm.run import Run
@@ -99,7 +98,5 @@ def _encode_into(
         with torch.inference_mode():
             return autoencoder.encode(images.to(device))
 
-    batch = run.cache.at_once(run.data.size)
-    samples = first_batches(data, batch, count, workers=run.train_ldm.workers)
-    bar = tqdm(samples, desc="latents", total=-(-count // batch), unit="batch", dynamic_ncols=True)
-    write_cache(folder, iter(bar), encode, text, made_from, run.cache)
+    samples = first_told(data, run.cache.at_once(run.data.size), count, run.train_ldm.workers, "latents")
+    write_cache(folder, samples, encode, text, made_from, run.cache)

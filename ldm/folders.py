@@ -256,8 +256,9 @@ def holds_autoencoder(folder: Path) -> bool:
 
 
 def first_stage_in(folder: Path) -> Path:
-    """The folder of the autoencoder in a model's folder or a run's, or ``folder`` as its own."""
-    return folder / "autoencoder" if (folder / "autoencoder").is_dir() else folder
+    """The folder of the autoencoder in a model's folder, or in a run's or its model's, or ``folder`` as its own."""
+    within = (folder / "autoencoder", folder / "model" / "autoencoder")
+    return next((path for path in within if path.is_dir()), folder)
 
 
 def lone_autoencoder(folder: Path) -> Path | None:

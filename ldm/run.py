@@ -116,6 +116,7 @@ class Run(Sampling):
         Not on loading: what was trained with such a setting is as good as any.
         """
         self.check_size(self.autoencoder.factor)
+        self.reconstruction.check(self.data.size)
         if self.decoder_only and self.robustness.contractive:
             raise ValueError(
                 f"robustness.contractive {self.robustness.contractive} is a price on the encoder, which decoder_only "
@@ -181,11 +182,10 @@ class Run(Sampling):
             raise ValueError("sampler.variance=learned asks for what no network says without process.learned_variance")
         if self.reconstruction.bernoulli and not self.autoencoder.bounded:
             raise ValueError("reconstruction.bernoulli wants pictures inside (-1, 1); set autoencoder.bounded=true")
-        for name, losses in (("reconstruction", self.reconstruction), ("adversarial", self.adversarial)):
-            try:
-                losses.check(self.data.size)
-            except ValueError as error:
-                raise ValueError(f"{name}: {error}") from error
+        try:
+            self.adversarial.check(self.data.size)
+        except ValueError as error:
+            raise ValueError(f"adversarial: {error}") from error
         try:
             self.grid(schedule, self.sample.steps)
         except ValueError as error:

@@ -25,20 +25,19 @@ from ldm.data.check import Inspection, TextSizes, images_per_second
 from ldm.data.check_page import page
 from ldm.data.samples import SplitOptions
 from ldm.data.stored import find_stored
+from ldm.files import settled
 from ldm.folders import CONFIG, load_autoencoder, load_text, shipped_model
 from ldm.run import Run
 from ldm.stages.frozen import frozen_autoencoder, frozen_text
 from ldm.text.clip import named_architecture
 from ldm.text.vocabulary import Vocabulary
 
-NO_TEXT = TextSizes(Vocabulary(), context_length=0, width=0, pooled_width=0)  # of who reads no captions
-
 
 def parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("path", metavar="PATH", help="a folder, or archives such as 'data/{00..99}.tar'")
     parser.add_argument("--size", type=int, help="pixels that are trained on; the model's if left out")
-    parser.add_argument("--max-broken", type=float, default=0.1, help="share of broken pictures still fit; %(default)s")
+    parser.add_argument("--max-broken", type=float, help="share of broken pictures still fit; 0.1, or as --config says")
     parser.add_argument("--ranks", type=int, default=1, help="processes that will train; %(default)s")
     parser.add_argument("--workers", type=int, default=1, help="loader workers of each; %(default)s")
     parser.add_argument("--no-captions", action="store_true", help="for a first stage or a prior, which read none")
@@ -64,12 +63,17 @@ def main() -> int:
     source = args.config or args.model or shipped_model()
     run = load(Run, args.config or source / "autoencoder" / CONFIG)
     size = run.data.size if args.size is None else args.size
-    options = SplitOptions(size=size, max_broken=args.max_broken)
+    given = run.data if args.config and isinstance(run.data, SplitOptions) else SplitOptions()
+    most = given.max_broken if args.max_broken is None else args.max_broken
+    options = SplitOptions(size=size, max_broken=most, val_share=given.val_share)
     if stored.captioned:
         autoencoder, sizes = encoders(run, None if args.config else source, device)
         rate = images_per_second(lambda images: encoded(autoencoder, images), size)
     else:
-        sizes, rate = NO_TEXT, 0.0  # and nothing is told of a cache
+        sizes, rate = (
+            TextSizes(Vocabulary(), context_length=0, width=0, pooled_width=0),
+            0.0,
+        )  # of which nothing is told
     inspection = Inspection(options, sizes)
     for picture in tqdm(stored, unit=" pictures", dynamic_ncols=True):
         inspection.look(picture)
@@ -78,7 +82,9 @@ def main() -> int:
     print(page(found, source.name.removesuffix(".yaml"), rate, str(device)))
     if args.json:
         figures = {"fit": not found.reasons, **asdict(found)}
-        if stored.captioned:
+        if not stored.captioned:
+            del figures["captions"], figures["cache"]
+        else:
             timed = {"images_per_second": rate, "device": str(device), "hours": found.cache.pictures / rate / 3600}
             figures["encoding"] = {"model": str(source), **timed}
         args.json.write_text(json.dumps(figures, indent=1) + "\n", encoding="utf-8")
@@ -95,9 +101,10 @@ def encoders(run: Run, model: Path | None, device: torch.device) -> tuple[Autoen
         _, autoencoder = frozen_autoencoder(run, device, stand_in=True)
     else:
         autoencoder, _ = load_autoencoder(model / "autoencoder", device)
-    if run.text.model:  # it comes as it is; a run keeps no copy until it has a model
+    own = None if model is None else model / "text"
+    if run.text.model and not (own and settled(own)):  # it comes as it is; a run keeps no copy until it has a model
         return autoencoder, TextSizes.of(named_architecture(run.text), Vocabulary())
-    text = frozen_text(run, device, stand_in=True) if model is None else load_text(model / "text")
+    text = frozen_text(run, device, stand_in=True) if own is None else load_text(own)
     return autoencoder, TextSizes.of(text.architecture, text.vocabulary)
 
 

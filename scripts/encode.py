@@ -10,7 +10,6 @@ float16 "latent" (N, C, h, w), scaled as a denoiser sees it, and pictures.json w
 
 import argparse
 import json
-import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -23,10 +22,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
-from ldm.autoencoders.codes import decode_codes, encode_codes, quantizers
+from ldm.autoencoders.codes import decode_codes, encode_codes, map_sizes, quantizers
 from ldm.cli import DEVICE_HELP, check_sides, device_of, one_line_errors
 from ldm.data.folder import list_files
-from ldm.data.transforms import IMAGE_SUFFIXES, Transform, read_picture, refuse_outside, to_images
+from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, Tally, Transform, read_image, refuse_outside, to_images
 from ldm.files import BrokenFile, check_folder, read_tensors, save_tensors, whole_folder
 from ldm.folders import first_stage_in, latent_fingerprint, load_autoencoder, shipped_model
 
@@ -43,6 +42,8 @@ def parse() -> argparse.Namespace:
     what.add_argument("--decode", type=Path, metavar="DIR", help="decode what was encoded there")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR", help="folder to write, new or empty")
     parser.add_argument("--size", type=int, help="of the pictures, pixels a side; that of the run if left out")
+    broken = "share of broken pictures that may be left out; %(default)s"
+    parser.add_argument("--max-broken", type=float, default=0.1, help=broken)
     parser.add_argument("--batch", type=int, default=16, help="pictures at once; %(default)s")
     parser.add_argument("--device", default="", help=DEVICE_HELP)
     return parser.parse_args()
@@ -54,6 +55,8 @@ def main() -> None:
     for name in ("batch", "size"):
         if getattr(args, name) is not None and getattr(args, name) < 1:
             raise ValueError(f"--{name} {getattr(args, name)} is not at least 1")
+    if not 0 <= args.max_broken <= 1:
+        raise ValueError(f"--max-broken {args.max_broken} is not a share from 0 to 1")
     if args.decode and args.size is not None:
         raise ValueError(f"--size {args.size}: what was encoded has its size; leave it out")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
@@ -62,15 +65,16 @@ def main() -> None:
     if args.decode:
         count = decode(autoencoder, args.decode, args.out, args.batch)
     else:
-        count = encode(autoencoder, args.images, args.out, args.size or run.data.size, args.batch)
+        size, most = args.size or run.data.size, args.max_broken
+        count = encode(autoencoder, args.images, args.out, size=size, batch=args.batch, max_broken=most)
     print(f"{count} pictures: {args.out}")
 
 
-def encode(autoencoder: Autoencoder, images: Path, out: Path, size: int, batch: int) -> int:
+def encode(autoencoder: Autoencoder, images: Path, out: Path, *, size: int, batch: int, max_broken: float) -> int:
     """Write what ``autoencoder`` makes of the pictures in ``images`` to ``out``; returns how many there are.
 
     Raises:
-        ValueError: there is none that can be read, or their size does not fit.
+        ValueError: there is none that can be read, too many are broken, or their size does not fit.
     """
     if not images.is_dir():
         raise ValueError(f"--images {images} is not a folder")
@@ -78,15 +82,18 @@ def encode(autoencoder: Autoencoder, images: Path, out: Path, size: int, batch: 
     names = [name for name in list_files(images) if PurePosixPath(name).suffix.lower() in IMAGE_SUFFIXES]
     if not names:
         raise ValueError(f"--images {images} holds no picture; the endings looked for are {' '.join(IMAGE_SUFFIXES)}")
+    tally = Tally("pictures", max_broken, floor=min(100, len(names)))
     files: list[list[str]] = []  # the names in each
     with whole_folder(out) as staged:
-        for part in encoded(autoencoder, images, names, size, batch):
+        for part in encoded(autoencoder, images, names, size, batch, tally):
             save_tensors(part.values, staged / f"{len(files):05d}.safetensors")
             files.append(part.names)
         if not files:
             raise ValueError(f"--images {images} holds no picture that can be read")
         described = {"size": size, "autoencoder": latent_fingerprint(autoencoder), "files": files}
         (staged / DESCRIPTION).write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
+    if tally.broken:
+        print(f"broken and left out: {tally.broken}")
     return sum(map(len, files))
 
 
@@ -98,16 +105,17 @@ class Part:
     values: dict[str, Tensor]
 
 
-def encoded(autoencoder: Autoencoder, images: Path, names: list[str], size: int, batch: int) -> Iterator[Part]:
-    """The pictures ``names``, those left out that cannot be read, in parts of a file each."""
+def encoded(
+    autoencoder: Autoencoder, images: Path, names: list[str], size: int, batch: int, tally: Tally
+) -> Iterator[Part]:
+    """The pictures ``names`` in parts of a file each; broken ones are counted in ``tally`` and left out."""
     transform, rng = Transform(size), np.random.default_rng(0)  # a cut of the middle draws nothing that counts
 
-    def read(name: str) -> tuple[str, Tensor | None]:
+    def read(name: str) -> Tensor | Exception:
         try:
-            return name, transform(read_picture(images / name), rng)
-        except (ValueError, OSError) as error:
-            print(f"warning: {' '.join(str(error).split())}; it is left out", file=sys.stderr)
-            return name, None
+            return transform(read_image(images / name), rng)
+        except (BrokenSample, OSError) as error:
+            return error
 
     with ThreadPoolExecutor(READERS) as readers, tqdm(total=len(names), unit=" pictures", leave=False) as bar:
         for first in range(0, len(names), A_FILE):
@@ -115,10 +123,16 @@ def encoded(autoencoder: Autoencoder, images: Path, names: list[str], size: int,
             made: list[dict[str, Tensor]] = []
             for i in range(first, min(first + A_FILE, len(names)), batch):
                 some = names[i : min(i + batch, first + A_FILE)]
-                found = {name: image for name, image in readers.map(read, some) if image is not None}
-                if found:
-                    made.append(values_of(autoencoder, torch.stack([*found.values()]).to(autoencoder.mean.device)))
-                    kept += found
+                whole: list[Tensor] = []
+                for name, image in zip(some, readers.map(read, some), strict=True):
+                    if isinstance(image, Exception):
+                        tally.count_broken(name, image)
+                        continue
+                    tally.read += 1
+                    kept.append(name)
+                    whole.append(image)
+                if whole:
+                    made.append(values_of(autoencoder, torch.stack(whole).to(autoencoder.mean.device)))
                 bar.update(len(some))
             if kept:
                 yield Part(kept, {key: torch.cat([each[key] for each in made]) for key in made[0]})
@@ -159,6 +173,7 @@ def decode(autoencoder: Autoencoder, source: Path, out: Path, batch: int) -> int
     with whole_folder(out) as staged, tqdm(total=total, unit=" pictures", leave=False) as bar:
         for number, names in enumerate(files):
             held = read_tensors(source / f"{number:05d}.safetensors")
+            check_values(autoencoder, held, len(names))
             for first in range(0, len(names), batch):
                 some = names[first : first + batch]
                 part = {key: value[first : first + batch].to(autoencoder.mean.device) for key, value in held.items()}
@@ -170,24 +185,30 @@ def decode(autoencoder: Autoencoder, source: Path, out: Path, batch: int) -> int
     return total
 
 
-def pictures_of(autoencoder: Autoencoder, values: dict[str, Tensor]) -> Tensor:
-    """Images (B, 3, S, S) in [-1, 1] of what ``values_of`` gave.
+def check_values(autoencoder: Autoencoder, values: dict[str, Tensor], count: int) -> None:
+    """Raise BrokenFile unless ``values`` are of ``count`` pictures and of such a first stage."""
+    codes = [quantizer.num_codes for quantizer in quantizers(autoencoder.bottleneck)]
+    names = levels(len(codes)) if codes else ("latent",)
+    finest = tuple(values[names[-1]].shape[-2:]) if names[-1] in values else ()
+    if not codes:
+        wanted = {"latent": (count, autoencoder.channels, *finest)}
+    else:
+        sizes = map_sizes(autoencoder.bottleneck, *finest) if len(finest) == 2 else [()] * len(codes)
+        wanted = {name: (count, *size) for name, size in zip(names, sizes, strict=True)}
+    found = {name: tuple(value.shape) for name, value in values.items()}
+    if found != wanted or not all(all(shape) for shape in found.values()):
+        raise BrokenFile(f"tensors {found} are not those of {count} pictures by this first stage: {', '.join(names)}")
+    for name, most in zip(names, codes, strict=False):
+        low, high = values[name].min(), values[name].max()
+        if low < 0 or high >= most:
+            raise BrokenFile(f"codes from {low} to {high} are not of a first stage that has {most}")
 
-    Raises:
-        BrokenFile: it is not of this autoencoder.
-    """
-    counts = [quantizer.num_codes for quantizer in quantizers(autoencoder.bottleneck)]
-    wanted = {"latent": 4} if not counts else dict.fromkeys(levels(len(counts)), 3)  # dimensions
-    shapes = {name: tuple(value.shape) for name, value in values.items()}
-    if {name: len(shape) for name, shape in shapes.items()} != wanted:
-        raise BrokenFile(f"tensors {shapes} are not those of this first stage: {', '.join(wanted)}")
-    if not counts:
+
+def pictures_of(autoencoder: Autoencoder, values: dict[str, Tensor]) -> Tensor:
+    """Images (B, 3, S, S) in [-1, 1] of what ``values_of`` gave."""
+    if "latent" in values:
         return autoencoder.decode(values["latent"].float())
-    maps = [values[name].long() for name in wanted]
-    for codes, count in zip(maps, counts, strict=True):
-        if codes.min() < 0 or codes.max() >= count:
-            raise BrokenFile(f"codes from {codes.min()} to {codes.max()} are not of a first stage that has {count}")
-    return decode_codes(autoencoder, maps)
+    return decode_codes(autoencoder, [values[name].long() for name in levels(len(values))])
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from ldm.evaluation.evaluation import (
     with_held_out,
     with_sweeps,
 )
-from ldm.evaluation.general import Sources, in_words
+from ldm.evaluation.general import Networks, Sources, in_words
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, Prompt, prompt_set, read_prompts
 from ldm.evaluation.report import SWEEP_PROMPTS, Report, check_out, write_report
 from ldm.folders import CONFIG, digest, load_autoencoder, load_model, lone_autoencoder, shipped_model
@@ -108,26 +108,28 @@ def main() -> None:
     what: dict[str, Any] = {"prompts": counted(prompts, whose)}
     folder, autoencoder = args.model or shipped_model(), None
     general = args.general or sources != Sources() or args.reference is not None
-    alone = not args.images and bool(lone_autoencoder(folder))
-    wanted = ["inception", *["clip"] * (not alone), *["lpips"] * (not args.images)]
-    networks = sources.load(*wanted if general or alone else ())  # before minutes of drawing
+    networks = Networks()
     if args.images:
         pictures = read_folder(args.images, len(prompts))
         reference = read_true(args, pictures.shape[1])
+        if general:
+            networks = sources.load("inception", "clip")
         report = score_pictures(prompts, pictures, {"model": str(args.images), **what})
-    elif alone:
+    elif lone_autoencoder(folder):
         autoencoder, run = load_autoencoder(folder, device_of(args.device))
         if not isinstance(run.data, ShapesConfig):
             raise ValueError(
                 f"{folder} was not trained on the shapes world, and the benchmark reads no other; "
                 f"measure it by python scripts/metrics.py {folder}"
             )
-        reference = read_true(args, run.data.size)
+        reference, networks = read_true(args, run.data.size), sources.load("inception", "lpips")
         report = score_autoencoder(autoencoder, run, prompts, {**described(folder), **what})
         report, general = with_autoencoder(report, autoencoder, networks, reference=reference), False
     else:
         model, run = load_model(folder, device_of(args.device)), load(Run, folder / CONFIG)
         autoencoder, reference = model.autoencoder, read_true(args, run.data.size)
+        if general:
+            networks = sources.load("inception", "clip", "lpips")  # before minutes of drawing
         report = of_model(args, model, prompts, what={**described(folder), **what}, run=run, out=out)
     write_report(out, report)
     if general:

@@ -87,7 +87,6 @@ def measure_autoencoder(args: argparse.Namespace, folder: Path, sources: Sources
     Raises:
         ValueError: there are fewer than two of them, or held-out ones are wanted and the run's data is not here.
     """
-    networks = sources.load("inception", "lpips")
     autoencoder, run = load_autoencoder(folder, device_of(args.device))
     batch = run.sampling.but(*given_sampling(args)).sample.batch
     notes: list[str] = []
@@ -95,6 +94,7 @@ def measure_autoencoder(args: argparse.Namespace, folder: Path, sources: Sources
         reference = read_reference(args.reference, run.data.size)
     else:
         reference, _, notes = held_out(run, args.count or COUNT, captioned=False)
+    networks = sources.load("inception", "lpips")
     found = of_autoencoder(autoencoder, reference, networks, batch=batch)
     if not found.tables:
         raise ValueError(found.notes[-1])

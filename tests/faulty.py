@@ -87,6 +87,7 @@ class LineTask:
     """Fits a line. The batches whose numbers are ``bad`` hold what ``spoil`` makes of them, on the last rank."""
 
     name = "line"
+    best_by_loss = False
 
     def __init__(self, bad: Set[int] = frozenset(), spoil: Callable[[Tensor], Tensor] = torch.clone) -> None:
         self.network, self.learned = Line(), nn.Module()

@@ -51,7 +51,7 @@ def of_captions(found: Findings, model: str) -> Iterator[tuple[str, str]]:
     yield "", f"{captions.cut.count} are cut to the {captions.limit} of {model}'s text encoder"
     if captions.spelled.count:
         yield "", f"{captions.spelled.count} hold words outside its vocabulary, which it spells in bytes;"
-        yield "", f"with CLIP's whole vocabulary {captions.cut_by_clip} would be cut to as many"
+        yield "", f"with CLIP's whole vocabulary {captions.cut_by_clip} would be cut"
 
 
 def of_cache(found: Findings, model: str, rate: float, device: str) -> Iterator[tuple[str, str]]:

@@ -77,7 +77,7 @@ class Findings:
     kind: str
     captioned: bool  # False: captions are not looked for, and all pictures are listed
     size: int
-    listed: int  # pictures with a caption
+    listed: int  # pictures with a caption, or all where none is looked for
     usable: int
     broken: Named
     notes: Notes

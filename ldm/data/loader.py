@@ -7,8 +7,10 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data import Sampler as TorchSampler
+from tqdm import tqdm
 
 from ldm.data.workers import begin_as_worker, prepare_to_fork
+from ldm.ranks import is_first_process
 from ldm.types import Batch, Key, Sample
 
 
@@ -71,6 +73,12 @@ def first_batches(dataset: Any, batch: int, count: int, workers: int = 0) -> Ite
     keys = [Key(0, index) for index in range(min(count, len(dataset)))]
     parts = [keys[i : i + batch] for i in range(0, len(keys), batch)]
     yield from _read(_loader(dataset, workers, batch_sampler=parts), workers)
+
+
+def first_told(dataset: Any, batch: int, count: int, workers: int, what: str) -> Iterator[Any]:
+    """``first_batches`` of a map-style data set with a bar, named ``what``, which the first process alone shows."""
+    loaded, total = first_batches(dataset, batch, count, workers=workers), -(-min(count, len(dataset)) // batch)
+    yield from tqdm(loaded, desc=what, total=total, unit="batch", dynamic_ncols=True, disable=not is_first_process())
 
 
 def _loader(dataset: Any, workers: int, **order: Any) -> DataLoader[Any]:

@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ldm.autoencoders.losses.reconstruction import BACKBONES, LPIPS_SIDE
-from ldm.config import nearest
+from ldm.autoencoders.losses.reconstruction import LPIPS_SIDE
+from ldm.autoencoders.losses.reconstruction import backbone as backbone_of
 from ldm.evaluation.weights import eval_extra, find_weights, fitting
 from ldm.text.weights import read_weights
 
@@ -37,16 +37,15 @@ class Lpips(nn.Module):
         with eval_extra():
             from lpips import LPIPS
         super().__init__()
-        if backbone not in BACKBONES:
-            raise ValueError(f"LPIPS has no backbone '{backbone}'; {nearest(backbone, list(BACKBONES))}")
-        url = get_model_weights(BACKBONES[backbone])["DEFAULT"].url
+        name = backbone_of(backbone)
+        url = get_model_weights(name)["DEFAULT"].url
         path = find_weights(weights, url, option)
         held = read_weights(path)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # lpips calls torchvision in a way that has become old
             self.network = LPIPS(net=backbone, pnet_rand=True, verbose=False).requires_grad_(False)
         backbone_keys = {key: re.sub(r"^slice\d+", "features", key) for key in self.network.net.state_dict()}
-        with fitting(path, BACKBONES[backbone]):
+        with fitting(path, name):
             self.network.net.load_state_dict({key: held[name] for key, name in backbone_keys.items()})
 
     def forward(self, images: Tensor, reference: Tensor) -> Tensor:

@@ -25,7 +25,6 @@ from ldm.stages.stage import own_folder, resumes, run_training
 from ldm.training.adversary import Adversary
 from ldm.training.autoencoder import AutoencoderTask
 from ldm.training.engine import processes
-from ldm.training.preflight import check_disk, in_bytes
 from ldm.training.start import DECODER_ALONE, PLAIN, Start
 
 
@@ -41,10 +40,6 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
         start_autoencoder(run, network)
     if run.decoder_only:
         network.freeze_latents()
-        if start.scratch and is_model(Path(run.base)):
-            size = sum(path.stat().st_size for path in Path(run.base).rglob("*") if path.is_file())
-            print(f"{run.out}/model, the base with this decoder, would take about {in_bytes(size)} besides")
-            check_disk(size, Path(run.out), "the model with its decoder", "free some")
     data = pictures_of(run.data, "train"), pictures_of(run.data, "val")
 
     def save(net: Autoencoder) -> None:
@@ -56,10 +51,16 @@ def train_autoencoder(run: Run, device: torch.device, start: Start = PLAIN) -> P
         made_from["discriminator"] = f"width {run.adversarial.width}, layers {run.adversarial.layers}"
     print(f"pictures of {run.data.size} x {run.data.size} become {latents_of(run)}")
     task = AutoencoderTask(network, run.reconstruction, run.robustness, *data, config, save, adversary)
-    run_training(task, config, run, device, made_from, start, adversary)
+    joined = bytes_of(Path(run.base)) if run.decoder_only and is_model(Path(run.base)) else 0  # about
+    run_training(task, config, run, device, made_from, start, adversary, besides=joined)
     if run.decoder_only and not start.scratch and processes(device).is_main_process:
         join_decoder(run, folder)
     return folder
+
+
+def bytes_of(folder: Path) -> int:
+    """Of all its files."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
 
 def latents_of(run: Run) -> str:

@@ -12,6 +12,7 @@ from ldm.autoencoders import Autoencoder
 from ldm.caching import cache_a_few, cache_latents, cache_pays
 from ldm.config import load, to_dict
 from ldm.data.shapes import ShapesConfig
+from ldm.diffusion.few_steps import DenoisingConfig
 from ldm.evaluation.prompts import CATEGORIES, TRAINING_SEED, Prompt, prompt_set
 from ldm.files import BrokenFile, check_folder, fill_weights, read_tensors
 from ldm.folders import (
@@ -39,10 +40,14 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
     """Train the denoiser on the latents of the run's autoencoder; returns the folder of the whole model."""
     config, folder = run.train_ldm, own_folder(run, "model")
     check_objective(run)
+    prompts, best_by_loss = scored_prompts(run), False
     if config.score_every:
         own_folder(run, "model-best")
-        if not isinstance(run.data, ShapesConfig):
-            print("no benchmark of these pictures: model-best is the model of the lowest held-out loss")
+        # what is taught by a model, or by itself, goes away from this loss
+        best_by_loss = not prompts and isinstance(run.objective, DenoisingConfig)
+        if not prompts:
+            kept = "model-best is the model of the lowest held-out loss" if best_by_loss else "no model-best is kept"
+            print(f"no prompt of the benchmark is of this run's world: {kept}")
     if config.shard:
         check_processes(device)
     run.check_denoiser()
@@ -81,7 +86,8 @@ def train_ldm(run: Run, device: torch.device, start: Start = PLAIN) -> Path:
         save,
         text_dropout=run.process.text_dropout,
         words_dropout=run.unclip.words_dropout,
-        prompts=scored_prompts(run),
+        prompts=prompts,
+        best_by_loss=best_by_loss,
     )
     made_from = {
         "autoencoder": latent_fingerprint(autoencoder),

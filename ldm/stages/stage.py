@@ -34,10 +34,13 @@ def run_training(
     made_from: dict[str, str],
     start: Start,
     rival: Rival | None = None,
+    *,
+    besides: int = 0,
 ) -> None:
     """Train ``task`` to the end of its configuration, from its newest checkpoint; in a dry run a few steps, told.
 
-    ``made_from`` names what the run builds on, whose change would make it another run.
+    ``made_from`` names what the run builds on, whose change would make it another run; ``besides`` are the bytes of
+    what the stage writes after its training, which a dry run counts.
     """
     trained = sum(parameter.numel() for parameter in task.network.parameters() if parameter.requires_grad)
     print(f"{task.name}: {trained / 1e6:.2f} M parameters")
@@ -54,7 +57,7 @@ def run_training(
         unread=UNREAD[task.name] | others,
     )
     if start.scratch:
-        print(preflight(make, start.scratch, Path(run.out), device))
+        print(preflight(make, start.scratch, Path(run.out), device, besides))
     else:
         make(training_folder(run, task.name)).run()
 

@@ -78,10 +78,10 @@ class AutoencoderTask(DataTask):
     def sample(self, network: nn.Module, picture: Path) -> None:
         """Rows of originals, and below each row what comes back."""
         assert isinstance(network, Autoencoder)
-        few = self.held_out[: -(-SHOWN // self.config.batch)]
-        decoded = [network.decode(network.encode(batch.image.to(self.device))).cpu() for batch in few]
-        image = torch.cat([batch.image for batch in few])
-        grid(above(image[:SHOWN], torch.cat(decoded)[:SHOWN], COLUMNS), columns=COLUMNS, path=picture)
+        size = self.config.batch
+        image = torch.cat([batch.image for batch in self.held_out[: -(-SHOWN // size)]])[:SHOWN]
+        decoded = [network.decode(network.encode(part.to(self.device))).cpu() for part in image.split(size)]
+        grid(above(image, torch.cat(decoded), COLUMNS), columns=COLUMNS, path=picture)
 
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Save with the latents' mean and std over some thousand training images in the weights.

@@ -57,6 +57,7 @@ class DenoiserTask(DataTask):
         text_dropout: float,
         words_dropout: float = 0.0,
         prompts: Sequence[Prompt] = (),
+        best_by_loss: bool = False,
     ) -> None:
         """``save`` takes the network, and whether it is the best so far; ``prompts`` are those of the score.
 
@@ -66,7 +67,7 @@ class DenoiserTask(DataTask):
         self.model, self.network = model, model.denoiser
         self.objective, self.text_dropout, self.words_dropout = objective, text_dropout, words_dropout
         self.learned = objective.learned
-        self.save, self.scored = save, list(prompts)
+        self.save, self.scored, self.best_by_loss = save, list(prompts), best_by_loss
         held_out = list(first_batches(val, config.batch, config.validate_samples))
         self.captions = [batch.captions for batch in held_out]
         self.prompts = self.captions[0][:NUM_PICTURES]
@@ -102,12 +103,9 @@ class DenoiserTask(DataTask):
             picture.with_name(f"{picture.stem}-text-use.svg").write_text(svg, encoding="utf-8")
 
     def score(self, network: nn.Module) -> float | None:
-        """The share of right pictures on the benchmark's prompts or, where there are none, minus the held-out loss.
-
-        That is least before a training begins to learn its pictures by heart.
-        """
+        """The share of right pictures on the benchmark's prompts, None where there are none."""
         if not self.scored:
-            return -self.validate(network)["loss"]
+            return None
         precision = resolve_precision(self.config.precision, self.model.device)
         pictures = drawn_by(replace(self.model, denoiser=network), self.scored, precision=precision)
         return mark(self.scored, pictures).score.overall.value
@@ -120,7 +118,8 @@ class DenoiserTask(DataTask):
         parts: list[Any] = [self.network, self.model.autoencoder, self.model.text]
         if self.model.unclip is not None:
             parts += [self.model.unclip.prior, self.model.unclip.picture]
-        return [[part for part in parts if isinstance(part, nn.Module)]] * (2 if self.config.score_every else 1)
+        folders = 2 if self.scored or self.best_by_loss else 1
+        return [[part for part in parts if isinstance(part, nn.Module)]] * folders
 
     def _latents(self, batch: Batch | Latents) -> Latents:
         if isinstance(batch, Batch):

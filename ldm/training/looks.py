@@ -28,6 +28,7 @@ class Looks:
         self, task: Task, config: TrainConfig, folder: Path, write: Callable[[dict[str, float]], None]
     ) -> None:
         self.task, self.config, self.folder, self.write = task, config, folder, write
+        self.validated: tuple[int, dict[str, float]] = (-1, {})  # the last step at which that was done, and its figures
         self.best = max((line["score"] for line in read(folder / "log.jsonl") if "score" in line), default=-inf)
 
     @property
@@ -43,14 +44,22 @@ class Looks:
         return [look for look, steps in looks if steps and (step % steps == 0 or last)]
 
     def _validate(self, network: nn.Module, step: int, tell: Tell) -> None:
-        figures = {f"val_{name}": value for name, value in quietly(network, self.task.validate).items()}
+        figures = {f"val_{name}": value for name, value in self._figures(network, step).items()}
         self.write(figures)
         words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items() if BAND not in name)
         tell(f"{self.task.name} step {step}: {words}")
 
+    def _figures(self, network: nn.Module, step: int) -> dict[str, float]:
+        """What a validation gives, which is done once a step."""
+        if self.validated[0] != step:
+            self.validated = (step, quietly(network, self.task.validate))
+        return self.validated[1]
+
     def _score(self, network: nn.Module, step: int, tell: Tell) -> None:
-        """Write the task's score, and export ``network`` where it is the best so far."""
+        """Write the task's score, or minus its held-out loss, and export ``network`` where it is the best so far."""
         score = quietly(network, self.task.score)
+        if score is None and self.task.best_by_loss:
+            score = -self._figures(network, step)["loss"]
         if score is None:
             return
         if score >= self.best:  # of equal scores the later: while all are 0 the first model is the worst

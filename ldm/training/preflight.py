@@ -56,8 +56,12 @@ class Plan:
         return "\n".join([f"dry run of {self.stage}:", *(f"  {name:11}{text}" for name, text in lines.items())])
 
 
-def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device: torch.device) -> Plan:
+def preflight(
+    make: Callable[[Path], Trainer], scratch: Path, out: Path, device: torch.device, besides: int = 0
+) -> Plan:
     """What the training that ``make`` gives for a folder, on ``device``, will take; some steps are made in ``scratch``.
+
+    ``besides`` are bytes that are written to ``out`` once it has ended.
 
     Raises:
         ValueError: it does not fit into the memory, or its files not onto the disk of ``out``.
@@ -66,22 +70,23 @@ def preflight(make: Callable[[Path], Trainer], scratch: Path, out: Path, device:
     with told_if_memory_runs_out(free if device.type == "cpu" else None):
         trainer = make(scratch / "training")
         task, config, engine = trainer.task, trainer.config, trainer.accelerator
-        period = trainer.rival.period if trainer.rival is not None else 1
+        period = 1 if trainer.rival is None else trainer.rival.period
         period = 1 if period > config.steps else period
         dearest = config.steps // period * period - 1  # a term that joins later has joined by then
+        usual = dearest if period == 1 else dearest - 1
         batches = task.batches(dearest * config.accumulate, engine.process_index, engine.num_processes)
-        flops = _mean(period, *(_flops(trainer, next(batches), step) for step in (dearest, dearest - 1)[:period]))
-        trainer.step = dearest
-        trainer.train_step(batches)
-        usual = _seconds(trainer, batches, min(TIMED[1], period - 1) or TIMED[1])
-        trainer.step = dearest
-        seconds = usual if period == 1 else _mean(period, _seconds(trainer, batches, 1), usual)
+        flops = float(_flops(trainer, next(batches), usual))
+        _seconds(trainer, batches, dearest, 1, 1)  # which starts the loader and compiles
+        seconds = _seconds(trainer, batches, usual, *TIMED)
+        if period > 1:
+            flops += (_flops(trainer, next(batches), dearest) - flops) / period
+            seconds += (_seconds(trainer, batches, dearest, 1, 1) - seconds) / period
     images = config.batch * config.accumulate
     parameters = [parameter for learner in trainer.learners for parameter in learner.network.parameters()]
     exported = [sum(map(_in_half, modules)) for modules in task.exports()]
     held = [value for part in trainer.tensors().values() for value in part.values()]
     state = sum(value.numel() * value.element_size() for value in held)
-    disk = (config.keep + 1) * state + sum(exported) + max(exported)  # while one is replaced there are two
+    disk = (config.keep + 1) * state + sum(exported) + max(exported) + besides  # while one is replaced there are two
     check_disk(disk, out, f"{task.name}'s training", f"try a lower keep ({config.keep})")
     return Plan(
         task.name,
@@ -178,23 +183,14 @@ def _peak_resident() -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def _mean(period: int, dearest: float, usual: float | None = None) -> float:
-    """Of steps of which one in ``period`` is ``dearest`` and the others, where there are any, are ``usual``."""
-    return dearest if usual is None else usual + (dearest - usual) / period
-
-
-def _seconds(trainer: Trainer, batches: Iterator[Any], most: int) -> float:
-    """Of a step, over ``most`` of them or as many as take long enough. None is under way at the end.
-
-    For a step reads its gradient's norm.
-    """
-    steps, began = 0, time.perf_counter()
-    while steps < min(TIMED[0], most) or (
-        steps < most and any_rank(trainer.accelerator, time.perf_counter() - began < ENOUGH)
-    ):
+def _seconds(trainer: Trainer, batches: Iterator[Any], step: int, least: int, most: int) -> float:
+    """Of ``step``, made at least and at most so often; none is under way at the end, since each reads its norm."""
+    made, began = 0, time.perf_counter()
+    while made < least or (made < most and any_rank(trainer.accelerator, time.perf_counter() - began < ENOUGH)):
+        trainer.step = step
         trainer.train_step(batches)
-        steps += 1
-    return (time.perf_counter() - began) / steps
+        made += 1
+    return (time.perf_counter() - began) / made
 
 
 def _flops(trainer: Trainer, batch: object, step: int) -> int:

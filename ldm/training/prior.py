@@ -10,14 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from ldm.autoencoders import Autoencoder
 from ldm.autoencoders.codes import decode_codes, encode_codes
-from ldm.data.loader import first_batches
+from ldm.data.loader import first_batches, first_told
 from ldm.pictures import grid
 from ldm.priors import CodePrior, nats
-from ldm.ranks import is_first_process
 from ldm.training.optim import TrainConfig
 from ldm.training.task import DataTask, Loss
 from ldm.types import Key
@@ -47,10 +45,8 @@ class CodeDataset:
 @torch.no_grad()
 def codes_of(autoencoder: Autoencoder, pictures: Any, count: int, config: TrainConfig) -> CodeDataset:
     """The codes of the first ``count`` ``pictures``, or of all where there are fewer, as in epoch 0."""
-    loaded = first_batches(pictures, config.batch, count, workers=config.workers)
     parts = []
-    total, silent = -(-min(count, len(pictures)) // config.batch), not is_first_process()
-    for batch in tqdm(loaded, desc="codes", total=total, unit="batch", dynamic_ncols=True, disable=silent):
+    for batch in first_told(pictures, config.batch, count, config.workers, "codes"):
         maps = encode_codes(autoencoder, batch.image.to(autoencoder.mean.device))
         parts.append([codes.int().cpu() for codes in maps])
     return CodeDataset([torch.cat(level) for level in zip(*parts, strict=True)])

@@ -58,6 +58,11 @@ class Task(Protocol):
         """How good ``network`` is, the higher the better; None where nothing but ``validate`` measures it."""
         ...
 
+    @property
+    def best_by_loss(self) -> bool:
+        """Whether, where there is no score, the network of the lowest ``loss`` that ``validate`` gives is the best."""
+        ...
+
     def export(self, network: nn.Module, *, best: bool = False) -> None:
         """Write ``network`` where other programs load it from, or, as the ``best`` so far, beside that."""
         ...
@@ -71,6 +76,7 @@ class DataTask:
     """What tasks have in common that read a data set ``train``; one overrides what it does in another way."""
 
     network: nn.Module
+    best_by_loss = False
 
     def __init__(self, train: Any, config: TrainConfig) -> None:
         self.train, self.config = train, config

@@ -9,13 +9,11 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
-from tqdm import tqdm
 
-from ldm.data.loader import first_batches
+from ldm.data.loader import first_batches, first_told
 from ldm.diffusion.loss import DenoisingLoss, loss
 from ldm.diffusion.times import TIMES, evenly_spread
 from ldm.pictures import grid
-from ldm.ranks import is_first_process
 from ldm.text.clip import ClipText
 from ldm.text.picture import ClipPicture
 from ldm.training.denoiser import text_told
@@ -54,11 +52,9 @@ class EmbeddingDataset:
 
 def embeddings_of(picture: ClipPicture, pictures: Any, count: int, config: TrainConfig) -> EmbeddingDataset:
     """The embeddings of the first ``count`` ``pictures``, or of all where there are fewer, as in epoch 0."""
-    loaded = first_batches(pictures, config.batch, count, workers=config.workers)
     device = next(picture.parameters()).device
     embeddings, captions = [], []
-    total, silent = -(-count // config.batch), not is_first_process()
-    for batch in tqdm(loaded, desc="embeddings", total=total, unit="batch", dynamic_ncols=True, disable=silent):
+    for batch in first_told(pictures, config.batch, count, config.workers, "embeddings"):
         embeddings.append(picture(batch.image.to(device)).cpu())
         captions += batch.captions
     return EmbeddingDataset(torch.cat(embeddings), captions)

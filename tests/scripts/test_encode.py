@@ -47,13 +47,19 @@ def stage(tmp_path_factory):
 
 
 def encoded(stage, pictures, out, *more, script="encode.py"):
-    status, printed, errors = call(script, stage, "--images", pictures, "--size", 32, "--out", out, *more)
+    status, printed, errors = call(
+        script, stage, "--images", pictures, "--size", 32, "--max-broken", 0.2, "--out", out, *more
+    )
     assert status == 0, errors
-    assert printed == f"6 pictures: {out}\n"
-    assert "6.png is not a readable picture" in errors and "it is left out" in errors
+    assert printed == f"broken and left out: 1\n6 pictures: {out}\n"
     return json.loads((out / "pictures.json").read_text()), [
         read_tensors(path) for path in sorted(out.glob("*.safetensors"))
     ]
+
+
+def after_its_bar(status, printed, errors):
+    """What a script ended with, and of its errors what stands after the bar that it took back."""
+    return status, printed, errors.rpartition("\r")[2]
 
 
 def images(pictures, names):
@@ -115,6 +121,7 @@ def test_what_the_page_on_first_stages_writes_in_python_runs(stage, monkeypatch,
     [
         ("--images none --out {out}", "--images none is not a folder"),
         ("--images docs --size 62 --out {out}", "--size 62 is not a multiple of 4; try 60"),
+        ("--images docs --max-broken 2 --out {out}", "--max-broken 2.0 is not a share"),
         ("--images docs --batch 0 --out {out}", "--batch 0 is not at least 1"),
         ("--images configs --out {out}", "--images configs holds no picture; the endings looked for"),
         ("--images data/sample --out tests", "--out tests is there already"),
@@ -128,6 +135,31 @@ def test_a_mistake_is_told_in_one_line_and_leaves_nothing(args, says, tmp_path, 
     monkeypatch.chdir(SCRIPTS.parent)
     assert_one_line(call("encode.py", *args.format(out=tmp_path / "out").split()), says)
     assert not [*tmp_path.iterdir()]
+
+
+@pytest.mark.parametrize(
+    ("kind", "values"),
+    [
+        ("kl", {"latent": torch.zeros(6, 3, 8, 8)}),
+        ("vq2", {"top": torch.zeros(6, 3, 4, dtype=torch.int32), "bottom": torch.zeros(6, 8, 8, dtype=torch.int32)}),
+        ("vq2", {"codes": torch.zeros(6, 8, 8, dtype=torch.int32)}),
+    ],
+)
+def test_tensors_that_do_not_fit_are_refused(stage, pictures, tmp_path, kind, values):
+    described, _ = encoded(stage[kind], pictures, tmp_path / "codes")
+    with whole_folder(tmp_path / "codes") as staged:
+        save_tensors(values, staged / "00000.safetensors")
+        (staged / "pictures.json").write_text(json.dumps(described))
+    result = call("encode.py", stage[kind], "--decode", tmp_path / "codes", "--out", tmp_path / "back")
+    assert_one_line(after_its_bar(*result), "are not those of 6 pictures by this first stage")
+
+
+def test_more_broken_pictures_than_a_share_end_it_and_leave_nothing(stage, pictures, tmp_path):
+    result = call("encode.py", stage["vq"], "--images", pictures, "--size", 32, "--out", tmp_path / "codes")
+    assert_one_line(
+        (*result[:2], result[2].rpartition("\r")[2]), "1 of 6 pictures are broken, more than max_broken=0.1"
+    )
+    assert not (tmp_path / "codes").exists()
 
 
 def test_nothing_that_is_there_is_replaced(stage, pictures, tmp_path):
@@ -158,8 +190,11 @@ def test_what_another_first_stage_encoded_is_refused(stage, pictures, tmp_path):
         ),
         ({"codes": torch.full((6, 8, 8), -1, dtype=torch.int32)}, "codes from -1 to -1"),
         ("../outside.png", "../outside.png"),
-        ({"latent": torch.zeros(6, 4, 8, 8)}, "are not those of this first stage: codes"),
+        ({"latent": torch.zeros(6, 4, 8, 8)}, "are not those of 6 pictures by this first stage: codes"),
         ({"codes": torch.zeros(6, 64, dtype=torch.int32)}, "tensors {'codes': (6, 64)} are not those"),
+        ({"codes": torch.zeros(5, 8, 8, dtype=torch.int32)}, "are not those of 6 pictures"),
+        ({"codes": torch.zeros(6, 0, 8, dtype=torch.int32)}, "are not those of 6 pictures"),
+        ({}, "tensors {} are not those of 6 pictures"),
         (None, "holds no pictures.json that encode.py wrote"),
     ],
 )
@@ -172,5 +207,5 @@ def test_codes_of_a_stranger_do_no_harm(stage, pictures, tmp_path, change, says)
         save_tensors(change if isinstance(change, dict) else held, staged / "00000.safetensors")
         (staged / "pictures.json").write_text(json.dumps([] if change is None else described))
     result = call("encode.py", stage["vq"], "--decode", tmp_path / "codes", "--out", tmp_path / "back")
-    assert_one_line((*result[:2], result[2].rpartition("\r")[2]), says)  # after the bar
+    assert_one_line(after_its_bar(*result), says)  # after the bar
     assert not (tmp_path / "back").exists() and not (tmp_path / "outside.png").exists()

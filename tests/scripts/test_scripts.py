@@ -28,6 +28,7 @@ from ldm.data.transforms import to_bytes
 from ldm.diffusion.learned import ListedConfig
 from ldm.evaluation.autoencoder import autoencoder_report
 from ldm.evaluation.benchmark import true_pictures
+from ldm.evaluation.evaluation import Drawer
 from ldm.evaluation.likelihood import BOUND_STEPS
 from ldm.evaluation.prompts import CATEGORIES, SEED, TRAINING_SEED, prompt_set, read_prompts
 from ldm.evaluation.report import SWEEP_PROMPTS
@@ -448,19 +449,22 @@ def test_a_data_set_is_checked_by_a_configuration_before_anything_is_trained(tmp
     assert status == 0
     settings = yaml.safe_load(printed)
     settings["text"] |= {"model": "ViT-L-14", "pretrained": "openai"}
+    settings["data"] = {"name": "folder", "size": 32, "val_share": 0.5}
     (tmp_path / "photos.yaml").write_text(yaml.safe_dump(settings))
     by = ("--config", tmp_path / "photos.yaml")
     status, page, errors = call("check_data.py", tmp_path / "set", *by)
     assert status == 0, errors
     assert "data.size=32" in page and "1 are cut to the 77 of photos's text encoder" in page
-    assert "outside its vocabulary" not in page
+    assert "outside its vocabulary" not in page and "\n            2 pictures and" in page  # half are held out
     for text in (tmp_path / "set").glob("*.txt"):
         text.unlink()
     status, page, errors = call("check_data.py", tmp_path / "set", *by)
     assert status == 1 and "--no-captions" in page
-    status, page, errors = call("check_data.py", tmp_path / "set", "--no-captions", *by)
+    figures = tmp_path / "figures.json"
+    status, page, errors = call("check_data.py", tmp_path / "set", "--no-captions", "--json", figures, *by)
     assert status == 0, errors
     assert "4, captions not looked for: 4 usable" in page
+    assert not {"captions", "cache", "encoding"} & json.loads(figures.read_text()).keys()
 
 
 @pytest.mark.parametrize(
@@ -686,6 +690,20 @@ def test_general_metrics_are_tables_and_what_is_missing_is_noted(chain, tmp_path
     assert any("FID and KID left out" in note and "--inception" in note for note in figures["notes"])
     page = (tmp_path / "report" / "report.html").read_text()
     assert "clip_score of shuffled captions" in page and "--inception" in page
+
+
+@pytest.mark.parametrize("script", ["evaluate.py", "metrics.py"])
+def test_a_network_that_is_named_and_cannot_be_had_is_told_before_anything_is_drawn(
+    script, chain, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(Drawer, "__call__", lambda *_, **__: pytest.fail("it drew"))
+    for named, says in (
+        (("--clip", "ViT-B32:openai"), "open_clip has no model 'ViT-B32'"),
+        (("--lpips", SCRIPTS.parent / "README.md"), "README.md"),
+        (("--inception", SCRIPTS.parent / "README.md"), "README.md"),
+    ):
+        assert_one_line(call(script, chain.model, *named, "--out", tmp_path / "found"), says)
+    assert not (tmp_path / "found").exists()
 
 
 def test_a_model_of_any_pictures_is_measured_on_its_held_out_ones(chain, tmp_path, monkeypatch):

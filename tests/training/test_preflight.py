@@ -85,6 +85,14 @@ def test_the_figures_are_those_of_the_network(tmp_path):
     assert found.disk == 4 * found.checkpoint + 4 * weights
 
 
+def test_what_is_written_after_the_training_counts_as_disk(tmp_path):
+    def made(folder):
+        return trainer(folder, LineTask())
+
+    plain, more = (preflight(made, tmp_path / f"{n}", tmp_path, CPU, n) for n in (0, 12_345))
+    assert more.disk == plain.disk + 12_345
+
+
 def test_the_time_is_that_of_as_many_steps_and_the_memory_what_this_process_holds(tmp_path, monkeypatch):
     time_steps(monkeypatch, module, 0.5)
     found = plan(tmp_path, batch=4, accumulate=2, steps=1_000)

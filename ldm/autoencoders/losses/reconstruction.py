@@ -21,6 +21,13 @@ LPIPS_SIDE = 32  # pixels; AlexNet's pooling leaves nothing of much smaller ones
 WEIGHTS = ("l1", "l2", "lpips", "ms_ssim", "gaussian", "laplace", "bernoulli")
 
 
+def backbone(name: str) -> str:
+    """torchvision's name of LPIPS' backbone ``name``; ValueError where it has none of it."""
+    if name not in BACKBONES:
+        raise ValueError(f"LPIPS has no backbone '{name}'; {nearest(name, list(BACKBONES))}")
+    return BACKBONES[name]
+
+
 @dataclass
 class ReconstructionConfig:
     """Weights of the terms, each a mean over image values in [-1, 1] or, of lpips and ms_ssim, over images.
@@ -45,15 +52,14 @@ class ReconstructionConfig:
             raise ValueError(f"weights {weights} must be finite, at least 0 and not all 0; try l1=1")
         if not 0 < self.scale < float("inf"):
             raise ValueError(f"scale {self.scale} is not a positive number; try scale=0.1")
-        if self.lpips_backbone not in BACKBONES:
-            known = nearest(self.lpips_backbone, list(BACKBONES))
-            raise ValueError(f"LPIPS has no backbone '{self.lpips_backbone}'; {known}")
+        backbone(self.lpips_backbone)
 
     def check(self, size: int) -> None:
         """Raise ValueError where images of ``size`` pixels are too small for a term that has a weight."""
         for name, least in (("lpips", LPIPS_SIDE), ("ms_ssim", WINDOW)):
             if getattr(self, name) and size < least:
-                raise ValueError(f"{name} needs images of {least} pixels, and these have {size}; set {name}=0")
+                key = f"reconstruction.{name}"
+                raise ValueError(f"{key} needs images of {least} pixels, and these have {size}; set {key}=0")
 
     def build(self, lpips: nn.Module | None = None) -> "ReconstructionLoss":
         """The loss; ``lpips`` gives distances (B,) of images, and must be there where it has a weight."""
