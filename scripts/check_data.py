@@ -70,10 +70,7 @@ def main() -> int:
         autoencoder, sizes = encoders(run, None if args.config else source, device)
         rate = images_per_second(lambda images: encoded(autoencoder, images), size)
     else:
-        sizes, rate = (
-            TextSizes(Vocabulary(), context_length=0, width=0, pooled_width=0),
-            0.0,
-        )  # of which nothing is told
+        sizes, rate = TextSizes(Vocabulary(), 0, 0, 0), 0.0  # of which nothing is told
     inspection = Inspection(options, sizes)
     for picture in tqdm(stored, unit=" pictures", dynamic_ncols=True):
         inspection.look(picture)
