@@ -355,6 +355,12 @@ def test_of_pictures_without_a_benchmark_the_model_of_the_lowest_held_out_loss_i
     assert all(torch.equal(value, then[key].half().float()) for key, value in kept.items())
 
 
+def test_the_configuration_of_ones_own_pictures_keeps_its_best_model():
+    """As its own words and the README say; what a file names of a section begins from 0."""
+    run = load(Run, Path(__file__).parents[2] / "configs" / "folder256.yaml")
+    assert run.train_ldm.score_every and run.train_ldm.steps % run.train_ldm.score_every == 0
+
+
 def test_a_resumed_run_remembers_its_best_score(trained, tmp_path, tiny, monkeypatch, capsys):
     for stage in ("autoencoder", "text", "cache"):
         shutil.copytree(Path(trained.out, stage), tmp_path / stage)
