@@ -20,12 +20,13 @@ from torch import Tensor, nn
 from torchmetrics.functional.image import learned_perceptual_image_patch_similarity
 from torchvision.models import alexnet, squeezenet1_1, vgg16
 
+from ldm.autoencoders.losses.reconstruction import BACKBONES
 from ldm.config import load
 from ldm.data.loader import first_batches
 from ldm.data.transforms import to_bytes
 from ldm.evaluation.clip_score import Clip, clip_score, load_open_clip, load_own_clip
 from ldm.evaluation.distances import Features, Inception, distances, features
-from ldm.evaluation.reconstruction import BACKBONES, Lpips, psnr
+from ldm.evaluation.reconstruction import Lpips, psnr
 from ldm.evaluation.weights import MissingWeights, find_weights
 from ldm.files import read_tensors
 from ldm.folders import load_text

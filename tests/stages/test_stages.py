@@ -64,7 +64,7 @@ def task_of(train, run, monkeypatch):
     class Caught(Exception):
         pass
 
-    def catch(task, *_):
+    def catch(task, *_, **__):
         raise Caught(task)
 
     monkeypatch.setattr(sys.modules[train.__module__], "run_training", catch)
