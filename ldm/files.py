@@ -76,6 +76,12 @@ def check_ours(folder: Path) -> None:
         raise ValueError(f"{folder} holds files that this program did not write; move it, or name another place")
 
 
+def check_outside(folder: Path) -> None:
+    """A ValueError where ``folder`` lies in one of this program's, which another file in it would break."""
+    if whole := next((parent for parent in folder.resolve().parents if (parent / MANIFEST).is_file()), None):
+        raise ValueError(f"--out: {folder} would lie in {whole}, which is complete; name another place")
+
+
 def _replace(folder: Path, staged: Path) -> None:
     """Rename ``staged`` to ``folder``; one that is there is moved aside first, and removed in the end."""
     old = folder.with_name(f".{folder.name}.{os.getpid()}.old")

@@ -15,8 +15,8 @@ from pathlib import Path
 import torch
 
 from ldm.cli import one_line_errors
-from ldm.files import MANIFEST, check_ours, make_writable, settled
-from ldm.folders import holds_autoencoder, is_model
+from ldm.files import check_ours, check_outside, make_writable, settled
+from ldm.folders import lone_autoencoder
 from ldm.interchange import autoencoder_from_diffusers, autoencoder_to_diffusers, from_diffusers, to_diffusers
 from ldm.interchange.parts import SETTINGS
 from ldm.interchange.pipeline import INDEX
@@ -55,10 +55,11 @@ def main() -> None:
 def write(source: Path, out: Path, dtype: torch.dtype) -> None:
     """Write the model or the autoencoder in ``source`` to ``out`` for diffusers."""
     check_place(source, out)
-    if holds_autoencoder(source):
+    alone = lone_autoencoder(source)
+    if alone == source:
         autoencoder_to_diffusers(source, out, dtype)
-    elif holds_autoencoder(source / "autoencoder") and not (is_model(source) or is_model(source / "model")):
-        raise ValueError(f"{source} has a first stage and no model; give {source / 'autoencoder'} to export it alone")
+    elif alone:
+        raise ValueError(f"{source} has a first stage and no model; give {alone} to export it alone")
     else:
         to_diffusers(source, out, dtype)
     print(f"written to {out}")
@@ -85,8 +86,7 @@ def check_place(source: Path, folder: Path) -> None:
     read, written = source.resolve(), folder.resolve()
     if read == written or read in written.parents or written in read.parents:
         raise ValueError(f"--out: {folder} lies in {source}, or the other way round; name another place")
-    if whole := next((parent for parent in written.parents if (parent / MANIFEST).is_file()), None):
-        raise ValueError(f"--out: {folder} would lie in {whole}, which is complete; name another place")
+    check_outside(folder)
     check_ours(folder)
 
 

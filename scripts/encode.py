@@ -26,7 +26,7 @@ from ldm.autoencoders.codes import decode_codes, encode_codes, map_sizes, quanti
 from ldm.cli import DEVICE_HELP, check_sides, device_of, one_line_errors
 from ldm.data.folder import list_files
 from ldm.data.transforms import IMAGE_SUFFIXES, BrokenSample, Tally, Transform, read_image, refuse_outside, to_images
-from ldm.files import BrokenFile, check_folder, read_tensors, save_tensors, whole_folder
+from ldm.files import BrokenFile, check_folder, check_outside, read_tensors, save_tensors, whole_folder
 from ldm.folders import first_stage_in, latent_fingerprint, load_autoencoder, shipped_model
 
 DESCRIPTION = "pictures.json"
@@ -61,6 +61,7 @@ def main() -> None:
         raise ValueError(f"--size {args.size}: what was encoded has its size; leave it out")
     if args.out.exists() and (not args.out.is_dir() or any(args.out.iterdir())):
         raise ValueError(f"--out {args.out} is there already; name a folder that is new or empty")
+    check_outside(args.out)
     autoencoder, run = load_autoencoder(first_stage_in(args.model or shipped_model()), device_of(args.device))
     if args.decode:
         count = decode(autoencoder, args.decode, args.out, args.batch)

@@ -42,18 +42,23 @@ def ours(tmp_path_factory):
     return of_ours(tmp_path_factory.mktemp("run") / "autoencoder")
 
 
+def small(**settings):
+    """An AutoencoderKL of two levels, of random weights."""
+    return AutoencoderKL(
+        block_out_channels=(32, 64),
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        norm_num_groups=16,
+        **settings,
+    )
+
+
 @pytest.fixture(scope="module")
 def theirs(tmp_path_factory):
     """An AutoencoderKL as the first ones were published: no scale in its settings, other names in its attention."""
     folder = tmp_path_factory.mktemp("theirs") / "vae"
     torch.manual_seed(1)
-    network = AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        norm_num_groups=16,
-        sample_size=32,
-    )
+    network = small(sample_size=32)
     for weight in network.parameters():
         weight.data = (weight + 0.05 * torch.randn_like(weight)).half().float()
     network.save_pretrained(folder)
@@ -222,17 +227,8 @@ def test_another_network_alone_is_not_read(tmp_path):
 def test_latents_that_are_shifted_are_those_of_its_pipelines(tmp_path):
     """As Stable Diffusion 3's and Flux's: (z - shift) * scale, of an autoencoder without the 1 x 1 convolutions."""
     torch.manual_seed(2)
-    there = AutoencoderKL(
-        block_out_channels=(32, 64),
-        down_block_types=("DownEncoderBlock2D",) * 2,
-        up_block_types=("UpDecoderBlock2D",) * 2,
-        latent_channels=16,
-        norm_num_groups=16,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
-        shift_factor=0.5,
-        scaling_factor=1.5305,
-    )
+    without = {"use_quant_conv": False, "use_post_quant_conv": False}
+    there = small(latent_channels=16, shift_factor=0.5, scaling_factor=1.5305, **without)
     there.save_pretrained(tmp_path / "vae")
     autoencoder_from_diffusers(tmp_path / "vae", tmp_path / "autoencoder")
     network, _ = load_autoencoder(tmp_path / "autoencoder")

@@ -171,6 +171,9 @@ def test_nothing_that_is_there_is_replaced(stage, pictures, tmp_path):
         ("--images", pictures, pictures / "0.png"),
     ):
         assert_one_line(call("encode.py", stage["vq"], way, source, "--out", out), f"--out {out} is there already")
+    within = stage["vq"] / "autoencoder" / "codes"
+    result = call("encode.py", stage["vq"], "--images", pictures, "--out", within)
+    assert_one_line(result, "autoencoder, which is complete; name another place")
     load_autoencoder(stage["vq"] / "autoencoder")
 
 
